@@ -1,0 +1,111 @@
+"""A worker process: connects to the daemon's socket, loads its model, computes until the socket closes."""
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from edged.engine.chat import ChatEngine
+from edged.engine.embed import EmbedEngine
+from edged.engine.llama import LlamaError, Model, quiet
+from edged.workers.protocol import (
+    Alive,
+    FrameBuffer,
+    FrameError,
+    Ready,
+    Reply,
+    Request,
+    WorkerSettings,
+    decode_request,
+    encode,
+)
+
+ALIVE_EVERY_SECONDS = 1.0
+EXIT_MODEL = 3
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+Inbox = queue.SimpleQueue[Request | None]
+
+
+def main() -> int:
+    """``python -m edged.engine SOCKET SETTINGS_JSON``; the exit status is 0 when the daemon hung up."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to handle
+    path, raw_settings = sys.argv[1:3]
+    settings = msgspec.json.decode(raw_settings, type=WorkerSettings)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(path)
+    try:
+        return _serve(connection, settings)
+    except BrokenPipeError:
+        return 0  # the daemon is gone
+    except (LlamaError, FrameError) as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the daemon reads a worker's last words from its stderr
+        return EXIT_MODEL
+
+
+def _serve(connection: socket.socket, settings: WorkerSettings) -> int:
+    def send(reply: Reply) -> None:
+        connection.sendall(encode(reply))
+
+    quiet()
+    model = Model(Path(settings.model))
+    kind = ChatEngine if settings.kind == "chat" else EmbedEngine
+    engine = kind(model, settings, send)
+    send(_ready(model, engine))
+    inbox: Inbox = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox), daemon=True, name="receive").start()
+    _loop(engine, inbox, send)
+    engine.close()
+    model.close()
+    return 0
+
+
+def _ready(model: Model, engine: ChatEngine | EmbedEngine) -> Ready:
+    from llama_cpp import llama_print_system_info  # noqa: PLC0415 - one use, beside its meaning
+
+    return Ready(
+        pid=os.getpid(),
+        description=model.description,
+        context_tokens=engine.context_tokens,
+        dimensions=model.dimensions,
+        system=llama_print_system_info().decode().strip(),
+    )
+
+
+def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, send: Callable[[Reply], None]) -> None:
+    said_alive = time.monotonic()
+    while True:
+        while not engine.busy or not inbox.empty():
+            request = inbox.get()
+            if request is None:
+                return
+            engine.handle(request, time.monotonic())
+        engine.step(time.monotonic)
+        if time.monotonic() - said_alive >= ALIVE_EVERY_SECONDS:
+            said_alive = time.monotonic()
+            send(Alive())
+
+
+def _receive(connection: socket.socket, inbox: Inbox) -> None:
+    """Read requests until the daemon hangs up, then tell the loop by None."""
+    frames = FrameBuffer()
+    try:
+        while data := connection.recv(1 << 16):
+            for payload in frames.feed(data):
+                inbox.put(decode_request(payload))
+    except (OSError, FrameError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+    inbox.put(None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""One tree of errors. Each carries a stable code, facts, advice, and whether trying again can help.
+
+Edges translate: :data:`HTTP_STATUS` maps a code to its status; MQTT answers carry the same body as JSON.
+"""
+
+from typing import ClassVar
+
+
+class EdgedError(Exception):
+    """An error with a stable ``code``, the ``facts`` of this case and a ``hint`` saying what to do."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+    default_hint: ClassVar[str] = ""
+
+    def __init__(self, message: str, *, hint: str | None = None, **facts: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = self.default_hint if hint is None else hint
+        self.facts = facts
+
+    def body(self) -> dict[str, object]:
+        """The error as every door shows it: ``code``, ``message``, ``hint``, ``retryable`` and the facts."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "retryable": self.retryable,
+            **({"facts": {key: _plain(value) for key, value in self.facts.items()}} if self.facts else {}),
+        }
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+# --- configuration ---------------------------------------------------------------------------------
+
+
+class ConfigError(EdgedError):
+    code = "config_invalid"
+
+
+# --- models ----------------------------------------------------------------------------------------
+
+
+class ModelError(EdgedError):
+    code = "model_error"
+
+
+class ModelNotFoundError(ModelError):
+    code = "model_not_found"
+
+
+class ModelSourceError(ModelError):
+    """A source did not deliver: no network, an HTTP error, a missing member."""
+
+    code = "model_source_failed"
+    retryable = True
+
+
+class ChecksumError(ModelError):
+    code = "model_checksum_mismatch"
+
+
+class GgufError(ModelError):
+    """The file is no GGUF, or a broken one."""
+
+    code = "model_file_invalid"
+
+
+class DiskFullError(EdgedError):
+    code = "disk_full"
+    retryable = True
+
+
+# --- workers ---------------------------------------------------------------------------------------
+
+
+class WorkerError(EdgedError):
+    code = "worker_error"
+
+
+class WorkerUnavailableError(WorkerError):
+    """No worker is ready to take the request."""
+
+    code = "worker_unavailable"
+    retryable = True
+
+
+class WorkerLostError(WorkerError):
+    """The worker died under the request, and again under its second run."""
+
+    code = "worker_lost"
+    retryable = True
+
+
+class QueueFullError(WorkerError):
+    code = "queue_full"
+    retryable = True
+
+
+class PromptTooLongError(WorkerError):
+    code = "prompt_too_long"
+
+
+class DeadlineError(WorkerError):
+    code = "deadline_exceeded"
+    retryable = True
+
+
+# --- stores ----------------------------------------------------------------------------------------
+
+
+class StoreError(EdgedError):
+    code = "store_error"
+
+
+class StoreClosedError(StoreError):
+    code = "store_closed"
+    retryable = True
+
+
+class NewerSchemaError(StoreError):
+    """The database was written by a newer edged."""
+
+    code = "store_schema_newer"
+
+
+class EmbedderMismatchError(StoreError):
+    """Vectors of one embedder met those of another."""
+
+    code = "embedder_mismatch"
+
+
+class DocumentNotFoundError(StoreError):
+    code = "document_not_found"
+
+
+# --- requests --------------------------------------------------------------------------------------
+
+
+class RequestError(EdgedError):
+    """What a sender sent cannot be used as it is."""
+
+    code = "request_invalid"
+
+
+class PayloadTooLargeError(RequestError):
+    code = "payload_too_large"
+
+
+class UnauthorizedError(RequestError):
+    code = "unauthorized"
+
+
+class DaemonUnreachableError(EdgedError):
+    """No daemon answers at the configured address."""
+
+    code = "daemon_unreachable"
+    retryable = True
+
+
+class ExpiredError(EdgedError):
+    """The event was no longer worth answering when its turn came."""
+
+    code = "expired"
+
+
+HTTP_STATUS: dict[str, int] = {
+    RequestError.code: 422,
+    PayloadTooLargeError.code: 413,
+    UnauthorizedError.code: 401,
+    PromptTooLongError.code: 422,
+    DocumentNotFoundError.code: 404,
+    ModelNotFoundError.code: 404,
+    EmbedderMismatchError.code: 409,
+    DiskFullError.code: 507,
+    ExpiredError.code: 410,
+    DeadlineError.code: 504,
+    QueueFullError.code: 503,
+    WorkerUnavailableError.code: 503,
+    WorkerLostError.code: 503,
+    StoreClosedError.code: 503,
+}
+"""Error code to HTTP status (RFC 9110); every other code is a 500."""

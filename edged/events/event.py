@@ -1,0 +1,74 @@
+"""The values the event path passes along."""
+
+import uuid
+from enum import StrEnum
+
+import msgspec
+
+_ANSWER_NAMESPACE = uuid.UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562, namespace OID
+
+
+class Outcome(StrEnum):
+    """How an event ended; each event gets exactly one."""
+
+    ANSWERED = "answered"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as a door received it, before it is accepted. Times are Unix seconds.
+
+    Without ``reply_topic`` the answer goes to ``<reply_prefix>/<event id>``.
+    ``delivery`` names this transmission; with ``redelivered`` an accepted event of the same name is the same one.
+    """
+
+    id: str | None
+    source: str
+    topic: str
+    payload: bytes
+    reply_topic: str | None
+    reply_prefix: str
+    correlation: bytes | None = None
+    received_at: float
+    answer_by: float | None = None
+    expires_at: float | None = None
+    delivery: str | None = None
+    redelivered: bool = False
+
+    def answer_topic(self, event_id: str) -> str:
+        """Where the answer to this message goes."""
+        return self.reply_topic or f"{self.reply_prefix}/{event_id}"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """An accepted event, as the inbox holds it."""
+
+    id: str
+    source: str
+    topic: str
+    payload: bytes
+    reply_topic: str
+    correlation: bytes | None
+    received_at: float
+    answer_by: float | None
+    expires_at: float | None
+
+
+class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+    """A message waiting to be published; ``seq`` gives the order."""
+
+    seq: int
+    topic: str
+    correlation: bytes | None
+    body: bytes
+
+
+def new_event_id() -> str:
+    return uuid.uuid4().hex
+
+
+def answer_id(event_id: str) -> str:
+    """The id of an event's answer: the same for every delivery of it, before and after any crash."""
+    return uuid.uuid5(_ANSWER_NAMESPACE, event_id).hex

@@ -1,0 +1,239 @@
+"""events.db: what was accepted, how it ended, what is still to be published. The only module that knows its SQL.
+
+Accepting is one durable transaction; closing is one that stores outcome, answer and outgoing message together.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edged.events.event import Event, Incoming, Outcome, Outgoing, answer_id, new_event_id
+from edged.store.database import Database
+
+REDELIVERY_WINDOW_EVENTS = 4096
+PRUNE_BATCH_EVENTS = 500
+
+_EVENT_COLUMNS = "id, source, topic, payload, reply_topic, correlation, received_at, answer_by, expires_at"
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """``new``: it will be worked on. ``open``: it already is. ``closed``: its stored answer goes out again."""
+
+    id: str
+    status: Literal["new", "open", "closed"]
+
+
+class Inbox:
+    """Owner of events.db."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    async def open(cls, path: Path) -> "Inbox":
+        return cls(await Database.open(path, resources.files("edged.events") / "migrations"))
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def accept(self, incoming: Incoming) -> Accepted:
+        """Write an event durably, or recognise one that was accepted before. Raises :class:`StoreError`."""
+        return await self._database.write(lambda connection: _accept(connection, incoming))
+
+    async def reject(self, incoming: Incoming, body: Callable[[str], bytes]) -> Accepted:
+        """Accept an event and close it at once as rejected; ``body`` makes its answer from its id."""
+
+        def work(connection: sqlite3.Connection) -> Accepted:
+            accepted = _accept(connection, incoming)
+            if accepted.status == "new":
+                _close(connection, accepted.id, Outcome.REJECTED, body(accepted.id), time.time())
+            return accepted
+
+        return await self._database.write(work)
+
+    async def open_events(self, limit: int, leave_out: Iterable[str] = ()) -> list[Event]:
+        """The most urgent open events: those with the nearest deadline, then in order of arrival."""
+        busy = list(leave_out)
+        query = (
+            f"SELECT {_EVENT_COLUMNS} FROM events WHERE outcome IS NULL"  # noqa: S608 - constants and marks only
+            f" AND id NOT IN ({','.join('?' * len(busy))}) ORDER BY answer_by IS NULL, answer_by, seq LIMIT ?"
+        )
+
+        def work(connection: sqlite3.Connection) -> list[Event]:
+            return [_event(row) for row in connection.execute(query, (*busy, limit))]
+
+        return await self._database.read(work)
+
+    async def close_event(self, event_id: str, outcome: Outcome, body: bytes) -> bool:
+        """Give an event its outcome, store its answer and queue it for publishing, in one transaction.
+
+        False when it had an outcome already: then nothing changes.
+        """
+        return await self._database.write(lambda connection: _close(connection, event_id, outcome, body, time.time()))
+
+    async def answer(self, event_id: str) -> bytes | None:
+        """The stored answer of a closed event."""
+
+        def work(connection: sqlite3.Connection) -> bytes | None:
+            row = connection.execute("SELECT body FROM answers WHERE event_id = ?", (event_id,)).fetchone()
+            return None if row is None else row[0]
+
+        return await self._database.read(work)
+
+    async def outgoing(self, limit: int, leave_out: Iterable[int] = ()) -> list[Outgoing]:
+        """The oldest messages not yet acknowledged, in order."""
+        known = list(leave_out)
+        query = (
+            "SELECT seq, topic, correlation, body FROM outbox"  # noqa: S608 - constants and marks only
+            f" WHERE seq NOT IN ({','.join('?' * len(known))}) ORDER BY seq LIMIT ?"
+        )
+
+        def work(connection: sqlite3.Connection) -> list[Outgoing]:
+            rows = connection.execute(query, (*known, limit))
+            return [Outgoing(seq=row[0], topic=row[1], correlation=row[2], body=row[3]) for row in rows]
+
+        return await self._database.read(work)
+
+    async def published(self, seq: int) -> None:
+        """A message was acknowledged by the broker."""
+        await self._database.write(lambda connection: connection.execute("DELETE FROM outbox WHERE seq = ?", (seq,)))
+
+    async def counts(self) -> dict[str, int]:
+        """Events by outcome, ``open`` for those without one, and ``outbox``."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, int]:
+            rows = connection.execute("SELECT coalesce(outcome, 'open'), count(*) FROM events GROUP BY outcome")
+            found: dict[str, int] = dict(rows.fetchall())
+            (waiting,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
+            return {"open": 0, **found, "outbox": waiting}
+
+        return await self._database.read(work)
+
+    async def open_count(self) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            (count,) = connection.execute("SELECT count(*) FROM events WHERE outcome IS NULL").fetchone()
+            return int(count)
+
+        return await self._database.read(work)
+
+    async def remembered(self, key: str) -> str | None:
+        """A small value kept across restarts."""
+
+        def work(connection: sqlite3.Connection) -> str | None:
+            row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+            return None if row is None else row[0]
+
+        return await self._database.read(work)
+
+    async def remember(self, key: str, value: str) -> None:
+        await self._database.write(
+            lambda connection: connection.execute(
+                "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                (key, value),
+            )
+        )
+
+    async def prune(self, *, closed_before: float, keep_bytes: int) -> int:
+        """Forget closed, published events older than a Unix time, and the oldest beyond ``keep_bytes``.
+
+        Returns how many went. Works in small transactions so that accepts do not wait behind it.
+        """
+        total = 0
+        while True:
+            gone = await self._database.write(lambda connection: _prune(connection, closed_before, keep_bytes))
+            total += gone
+            if gone < PRUNE_BATCH_EVENTS:
+                return total
+
+
+def _accept(connection: sqlite3.Connection, incoming: Incoming) -> Accepted:
+    known = _known(connection, incoming)
+    if known is not None:
+        event_id, outcome = known
+        if outcome is None:
+            return Accepted(event_id, "open")
+        _publish_again(connection, event_id, incoming)
+        return Accepted(event_id, "closed")
+    event_id = incoming.id or new_event_id()
+    connection.execute(
+        f"INSERT INTO events ({_EVENT_COLUMNS}, delivery) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        (
+            event_id,
+            incoming.source,
+            incoming.topic,
+            incoming.payload,
+            incoming.answer_topic(event_id),
+            incoming.correlation,
+            incoming.received_at,
+            incoming.answer_by,
+            incoming.expires_at,
+            incoming.delivery,
+        ),
+    )
+    return Accepted(event_id, "new")
+
+
+def _known(connection: sqlite3.Connection, incoming: Incoming) -> tuple[str, str | None] | None:
+    """Id and outcome of the event this is a repetition of: by the sender's id, else by the transmission."""
+    if incoming.id is not None:
+        row = connection.execute("SELECT id, outcome FROM events WHERE id = ?", (incoming.id,)).fetchone()
+        return None if row is None else (row[0], row[1])
+    if incoming.delivery is None or not incoming.redelivered:
+        return None
+    # Packet ids are used again after 65,535 messages, so only recent events can be meant.
+    row = connection.execute(
+        "SELECT id, outcome FROM events WHERE delivery = ? AND seq > (SELECT max(seq) FROM events) - ?"
+        " ORDER BY seq DESC LIMIT 1",
+        (incoming.delivery, REDELIVERY_WINDOW_EVENTS),
+    ).fetchone()
+    return None if row is None else (row[0], row[1])
+
+
+def _publish_again(connection: sqlite3.Connection, event_id: str, incoming: Incoming) -> None:
+    connection.execute(
+        "INSERT INTO outbox (event_id, topic, correlation, body, created_at)"
+        " SELECT event_id, ?, ?, body, ? FROM answers WHERE event_id = ?",
+        (incoming.answer_topic(event_id), incoming.correlation, incoming.received_at, event_id),
+    )
+
+
+def _close(connection: sqlite3.Connection, event_id: str, outcome: Outcome, body: bytes, now: float) -> bool:
+    changed = connection.execute(
+        "UPDATE events SET outcome = ?, closed_at = ? WHERE id = ? AND outcome IS NULL", (outcome.value, now, event_id)
+    )
+    if changed.rowcount == 0:
+        return False
+    connection.execute(
+        "INSERT INTO answers (id, event_id, body, created_at) VALUES (?, ?, ?, ?)",
+        (answer_id(event_id), event_id, body, now),
+    )
+    connection.execute(
+        "INSERT INTO outbox (event_id, topic, correlation, body, created_at)"
+        " SELECT id, reply_topic, correlation, ?, ? FROM events WHERE id = ?",
+        (body, now, event_id),
+    )
+    return True
+
+
+def _prune(connection: sqlite3.Connection, closed_before: float, keep_bytes: int) -> int:
+    rows = connection.execute(
+        "SELECT id FROM ("
+        " SELECT events.id, events.closed_at,"
+        "  sum(length(payload) + length(body)) OVER (ORDER BY events.closed_at DESC, events.seq DESC) AS held"
+        " FROM events JOIN answers ON answers.event_id = events.id"
+        " WHERE NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.event_id = events.id))"
+        " WHERE closed_at < ? OR held > ? ORDER BY closed_at LIMIT ?",
+        (closed_before, keep_bytes, PRUNE_BATCH_EVENTS),
+    ).fetchall()
+    connection.executemany("DELETE FROM events WHERE id = ?", rows)
+    return len(rows)
+
+
+def _event(row: Sequence[object]) -> Event:
+    names = [name.strip() for name in _EVENT_COLUMNS.split(",")]
+    return msgspec.convert(dict(zip(names, row, strict=True)), Event, strict=False)

@@ -1,0 +1,1 @@
+"""The doors: MQTT and HTTP, and the models they share."""

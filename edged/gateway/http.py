@@ -1,0 +1,700 @@
+"""The HTTP door: routes, problem documents, access rules, and uvicorn run as a part of our own loop."""
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import json
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar, cast
+from urllib.parse import quote, urlencode
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edged import __version__
+from edged.errors import (
+    HTTP_STATUS,
+    ConfigError,
+    EdgedError,
+    ExpiredError,
+    PayloadTooLargeError,
+    UnauthorizedError,
+)
+from edged.gateway import wire
+from edged.types import Answer, AnswerEvent, Delta, DocumentInfo, Ingested, Question, Restarted
+
+PROBLEM_TYPE = "application/problem+json"
+EVENT_STREAM_TYPE = "text/event-stream"
+OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+CLIENT_GONE_STATUS = 499  # nobody reads it; it marks the line in our own log
+HINTS = {
+    403: "set an API key (http.api_key_file) to serve other machines",
+    404: "docs/HTTP.md and /openapi.json list the routes",
+    405: "the Allow header lists the methods of this route",
+    415: "send JSON with the header 'Content-Type: application/json'",
+    421: "use http://127.0.0.1 or http://localhost, or set an API key (http.api_key_file)",
+}
+Result = TypeVar("Result")
+
+log = structlog.get_logger("http")
+
+
+class Answers(Protocol):
+    """Whoever answers questions."""
+
+    def stream(self, question: Question) -> AsyncIterator[AnswerEvent]:
+        """Events that end with exactly one :class:`Answer`; closing the iterator cancels the work."""
+        ...
+
+
+class Documents(Protocol):
+    """Whoever keeps the documents."""
+
+    async def add(
+        self,
+        *,
+        collection: str,
+        document_id: str | None,
+        title: str | None,
+        format: str,
+        text: str,
+    ) -> Ingested: ...
+
+    async def remove(self, collection: str, document_id: str) -> None: ...
+
+    async def list(self, collection: str | None) -> list[DocumentInfo]: ...
+
+    async def get(self, collection: str, document_id: str) -> DocumentInfo: ...
+
+
+class Status(Protocol):
+    """Whoever knows how the daemon is."""
+
+    def snapshot(self) -> wire.StatusBody: ...
+
+
+class OneCollection(BaseModel):
+    """Query parameters of the routes of one document."""
+
+    model_config = ConfigDict(extra="forbid")
+    collection: wire.Name = "default"
+
+
+class AnyCollection(BaseModel):
+    """Query parameters of the list of documents."""
+
+    model_config = ConfigDict(extra="forbid")
+    collection: wire.Name | None = None
+
+
+def create_app(
+    *,
+    answers: Answers,
+    documents: Documents,
+    status: Status,
+    metrics: Callable[[], bytes],
+    api_key: str | None,
+    max_body_bytes: int,
+) -> FastAPI:
+    """The ASGI application. Without ``api_key`` only loopback peers that name a loopback host are served."""
+    app = FastAPI(
+        title="edged",
+        version=__version__,
+        docs_url=None,  # the pages would load their scripts from the network
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(RequestLog), Middleware(Guard, api_key=api_key)],
+        exception_handlers={
+            EdgedError: _on_edged_error,
+            RequestValidationError: _on_validation_error,
+            HTTPException: _on_http_exception,
+            ClientDisconnect: _on_client_gone,
+        },
+    )
+    HealthRoutes(status, metrics).add_to(app)
+    QueryRoutes(answers, max_body_bytes).add_to(app)
+    DocumentRoutes(documents, max_body_bytes).add_to(app)
+    return app
+
+
+# --- routes ----------------------------------------------------------------------------------------
+
+
+class HealthRoutes:
+    """How the daemon is: for people, for supervisors, for Prometheus."""
+
+    def __init__(self, status: Status, metrics: Callable[[], bytes]) -> None:
+        self._status = status
+        self._metrics = metrics
+
+    def add_to(self, app: FastAPI) -> None:
+        unwell: dict[int | str, dict[str, Any]] = {503: {"model": wire.StatusBody}}
+        shown: dict[str, Any] = {"response_model": wire.StatusBody, "responses": unwell}
+        app.add_api_route("/health", self.health, **shown)
+        app.add_api_route("/health/live", self.live)
+        app.add_api_route("/health/ready", self.ready, **shown)
+        app.add_api_route("/metrics", self.metrics, response_class=Response)
+
+    async def health(self) -> Response:
+        """Everything about the daemon's state; 503 while a condition is failing."""
+        body = self._status.snapshot()
+        return _status_response(body, ok=not body.failing)
+
+    async def live(self) -> dict[str, str]:
+        """200 as long as the event loop turns."""
+        return {"status": "live"}
+
+    async def ready(self) -> Response:
+        """The state, with 503 until questions are taken."""
+        body = self._status.snapshot()
+        return _status_response(body, ok=body.ready)
+
+    async def metrics(self) -> Response:
+        """Prometheus metrics."""
+        return Response(self._metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+class QueryRoutes:
+    """Questions and their answers."""
+
+    def __init__(self, answers: Answers, max_body_bytes: int) -> None:
+        self._answers = answers
+        self._max_body_bytes = max_body_bytes
+
+    def add_to(self, app: FastAPI) -> None:
+        app.add_api_route(
+            "/v1/query",
+            self.query,
+            methods=["POST"],
+            response_model=wire.AnswerBody,
+            openapi_extra=_request_body(wire.HttpQueryRequest),
+        )
+
+    async def query(self, request: Request) -> Response:
+        """Answer a question from the documents; as server-sent events when asked to."""
+        body = wire.parse_json(await _read_json(request, self._max_body_bytes), wire.HttpQueryRequest)
+        identifier = body.id or uuid.uuid4().hex
+        if body.stream or EVENT_STREAM_TYPE in request.headers.get("accept", ""):
+            return EventStream(identifier, self._answers, body)
+        answer = await _while_connected(request.receive, self._answer(body))
+        return _json(wire.answer_body(identifier, answer))
+
+    async def _answer(self, body: wire.HttpQueryRequest) -> Answer:
+        async with _worth_answering(body.expires_s), _events(self._answers, body) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    return event
+        raise RuntimeError("the stream ended without an answer")
+
+
+class DocumentRoutes:
+    """The documents that answers stand on."""
+
+    def __init__(self, documents: Documents, max_body_bytes: int) -> None:
+        self._documents = documents
+        self._max_body_bytes = max_body_bytes
+
+    def add_to(self, app: FastAPI) -> None:
+        one = "/v1/documents/{id:path}"
+        app.add_api_route(
+            "/v1/documents",
+            self.add,
+            methods=["POST"],
+            status_code=201,
+            response_model=wire.IngestedBody,
+            responses={200: {"model": wire.IngestedBody, "description": "Unchanged"}},
+            openapi_extra=_request_body(wire.DocumentRequest),
+        )
+        app.add_api_route("/v1/documents", self.list, response_model=wire.DocumentsBody)
+        app.add_api_route(one, self.get, response_model=wire.DocumentBody)
+        app.add_api_route(one, self.remove, methods=["DELETE"], status_code=204, response_class=Response)
+
+    async def add(self, request: Request) -> Response:
+        """Add a document, or replace the one of the same id; the same text again costs nothing."""
+        body = wire.parse_json(await _read_json(request, self._max_body_bytes), wire.DocumentRequest)
+        ingested = await self._documents.add(
+            collection=body.collection, document_id=body.id, title=body.title, format=body.format, text=body.text
+        )
+        document = ingested.document
+        place = f"/v1/documents/{quote(document.id)}?{urlencode({'collection': document.collection})}"
+        return _json(
+            wire.ingested_body(ingested).model_dump(mode="json"),
+            status=200 if ingested.outcome == "unchanged" else 201,
+            headers={"location": place},
+        )
+
+    async def list(self, parameters: Annotated[AnyCollection, Query()]) -> wire.DocumentsBody:
+        """All documents, or those of one collection."""
+        found = await self._documents.list(parameters.collection)
+        return wire.DocumentsBody(documents=[wire.document_body(document) for document in found])
+
+    async def get(self, id: str, parameters: Annotated[OneCollection, Query()]) -> wire.DocumentBody:
+        """One document, without its text."""
+        return wire.document_body(await self._documents.get(parameters.collection, id))
+
+    async def remove(self, id: str, parameters: Annotated[OneCollection, Query()]) -> Response:
+        """Remove a document with everything derived from it."""
+        await self._documents.remove(parameters.collection, id)
+        return Response(status_code=204)
+
+
+def _request_body(model: type[wire.StrictRequest]) -> dict[str, Any]:
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _read_json(request: Request, max_bytes: int) -> bytes:
+    """The body, read no further than ``max_bytes`` whatever its declared length.
+
+    Only JSON is taken: a foreign web page can post plain forms to loopback, but not this type unasked.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "the body is not declared as JSON")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"the body is larger than {max_bytes} bytes",
+        hint="send less at once, or raise http.max_body_bytes",
+        max_bytes=max_bytes,
+    )
+
+
+def _json(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(wire.encode(body), status_code=status, headers=headers, media_type="application/json")
+
+
+def _status_response(body: wire.StatusBody, *, ok: bool) -> Response:
+    return _json(body.model_dump(mode="json"), 200 if ok else 503, {"cache-control": "no-store"})
+
+
+# --- answering, while the client listens -----------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _events(answers: Answers, body: wire.QueryRequest) -> AsyncGenerator[AsyncIterator[AnswerEvent]]:
+    """The events of one answer; leaving closes them, which cancels what is not finished."""
+    events = answers.stream(body.question())
+    async with contextlib.aclosing(cast(AsyncGenerator[AnswerEvent], events)):
+        yield events
+
+
+@contextlib.asynccontextmanager
+async def _worth_answering(seconds: float | None) -> AsyncGenerator[None]:
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise ExpiredError(
+            f"no answer within expires_s = {seconds}", hint="give it longer, or ask with a deadline_ms"
+        ) from error
+
+
+async def _while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of ``work``, which is cancelled when the client goes away: :class:`ClientDisconnect` then."""
+    working = asyncio.create_task(work, name="http-answer")
+    leaving = asyncio.create_task(_client_gone(receive), name="http-client-gone")
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _client_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """An answer as server-sent events: ``delta`` and ``restarted``, then ``answer`` or ``error``.
+
+    Up to the first event an error is still a plain problem with its own status.
+    """
+
+    media_type = EVENT_STREAM_TYPE
+
+    def __init__(self, identifier: str, answers: Answers, body: wire.HttpQueryRequest) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._identifier = identifier
+        self._answers = answers
+        self._body = body
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        await _while_connected(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        started = False
+        try:
+            async with _worth_answering(self._body.expires_s), _events(self._answers, self._body) as events:
+                async for event in events:
+                    if not started:
+                        await self._start(send)
+                        started = True
+                    await _send_part(send, self._render(event))
+        except Exception as error:
+            if not started:
+                raise
+            await _send_part(send, _sse("error", problem(_known(error))[1]))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        await send(start)
+
+    def _render(self, event: AnswerEvent) -> bytes:
+        match event:
+            case Delta(text=text):
+                return _sse("delta", {"text": text})
+            case Restarted(reason=reason):
+                return _sse("restarted", {"reason": reason})
+            case Answer():
+                return _sse("answer", wire.answer_body(self._identifier, event))
+
+
+async def _send_part(send: Send, part: bytes) -> None:
+    await send({"type": "http.response.body", "body": part, "more_body": True})
+
+
+def _sse(name: str, data: object) -> bytes:
+    # Escaped to ASCII: many clients split lines at U+2028 and its like, which JSON leaves as they are.
+    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+# --- errors ----------------------------------------------------------------------------------------
+
+
+def problem(error: EdgedError) -> tuple[int, dict[str, object]]:
+    """Status and RFC 9457 body of an error; every other key than the standard's is ``EdgedError.body``'s."""
+    status = HTTP_STATUS.get(error.code, 500)
+    body = error.body()
+    detail = body.pop("message")
+    return status, {**_problem_head(error.code, status), "detail": detail, **body}
+
+
+def _problem_head(code: str, status: int) -> dict[str, object]:
+    return {"type": f"urn:edged:error:{code}", "title": code.replace("_", " ").capitalize(), "status": status}
+
+
+def _problem_response(status: int, body: dict[str, object], headers: dict[str, str] | None = None) -> Response:
+    extra = dict(headers or {})
+    if status == 401:
+        extra["www-authenticate"] = 'Bearer realm="edged"'
+    if status == 503:
+        extra["retry-after"] = "1"
+    if status in (401, 413, 415, 421):
+        extra["connection"] = "close"  # the rest of the body will not be read
+    return Response(wire.encode(body), status_code=status, headers=extra, media_type=PROBLEM_TYPE)
+
+
+def _http_problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """A problem of HTTP itself, which has no :class:`EdgedError`."""
+    phrase = HTTPStatus(status).phrase
+    body: dict[str, object] = {
+        **_problem_head(phrase.lower().replace(" ", "_"), status),
+        "detail": detail,
+        "code": phrase.lower().replace(" ", "_"),
+        "hint": HINTS.get(status, ""),
+        "retryable": False,
+    }
+    return _problem_response(status, body, headers)
+
+
+def _known(error: Exception) -> EdgedError:
+    """The error itself, or for an unforeseen one, which is logged, one that tells nothing of our insides."""
+    if isinstance(error, EdgedError):
+        return error
+    log.error("http_unforeseen_error", exc_info=error)
+    return EdgedError("something unforeseen went wrong in edged", hint="the daemon's log holds the details")
+
+
+async def _on_edged_error(_request: Request, error: Exception) -> Response:
+    return _problem_response(*problem(_known(error)))
+
+
+async def _on_validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    inner = [{**first, "loc": first["loc"][1:]} for first in error.errors()]  # less FastAPI's "query"
+    return _problem_response(*problem(wire.explain(inner, ["collection"])))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = error.detail
+    if detail == HTTPStatus(error.status_code).phrase:
+        detail = f"{request.method} {request.url.path}: {detail.lower()}"
+    return _http_problem(error.status_code, detail, dict(error.headers or {}))
+
+
+async def _on_client_gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE_STATUS)
+
+
+# --- around every request --------------------------------------------------------------------------
+
+
+class RequestLog:
+    """One log line per request, and a 500 without internals for what nobody foresaw."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 0
+
+        async def watching_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        began = time.perf_counter()
+        try:
+            await self._app(scope, receive, watching_send)
+        except Exception as error:
+            if status:
+                raise  # the answer is under way: only breaking the connection tells the client
+            await _problem_response(*problem(_known(error)))(scope, receive, watching_send)
+        finally:
+            _log_request(scope, status, time.perf_counter() - began)
+
+
+def _log_request(scope: Scope, status: int, seconds: float) -> None:
+    write = log.debug if scope["path"].startswith(("/health", "/metrics")) else log.info
+    write(
+        "http_request",
+        method=scope["method"],
+        path=scope["path"],
+        status=status or CLIENT_GONE_STATUS,
+        duration_ms=round(seconds * 1000, 1),
+    )
+
+
+class Guard:
+    """Who may come in: holders of the API key, or without one only this machine under its own names."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+        self._app = app
+        self._api_key = api_key.encode() if api_key is not None else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        if self._api_key is None:
+            return _refuse_strangers(scope, headers)
+        if scope["path"] in OPEN_PATHS or _carries(headers, self._api_key):
+            return None
+        error = UnauthorizedError(
+            "this needs the API key", hint="send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+        )
+        return _problem_response(*problem(error))
+
+
+def _carries(headers: Headers, api_key: bytes) -> bool:
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    given = credentials.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    return hmac.compare_digest(given.encode("latin-1"), api_key)
+
+
+def _refuse_strangers(scope: Scope, headers: Headers) -> Response | None:
+    """Other machines, and web pages of other sites that made their name resolve to this machine."""
+    peer = scope.get("client")
+    if peer is None or not is_loopback(peer[0]):
+        return _http_problem(403, "without an API key only this machine itself is served")
+    host = headers.get("host", "")
+    if not is_loopback(_without_port(host)):
+        return _http_problem(421, f"without an API key the Host '{host[:100]}' is not served")
+    return None
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address can only mean this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+# --- the server ------------------------------------------------------------------------------------
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn as a guest: our signals stay ours, and it wakes once a second instead of ten times."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+        self._leaving = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
+    async def main_loop(self) -> None:
+        while not self.should_exit:
+            await self.on_tick(0)  # renews the Date header
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), timeout=1.0)
+
+    def leave(self, grace_seconds: float) -> None:
+        self.config.timeout_graceful_shutdown = cast(int, grace_seconds)  # handed to asyncio, which takes floats
+        self.should_exit = True
+        self._leaving.set()
+
+
+class HttpServer:
+    """Serves an application on one address inside the running loop, with TLS when given a certificate.
+
+    ``port`` 0 takes a free one. ``start`` raises :class:`ConfigError` when the address cannot be had or the
+    certificate cannot be read; once it returns, requests are accepted.
+    """
+
+    def __init__(
+        self, app: FastAPI, *, host: str, port: int, tls_cert: Path | None = None, tls_key: Path | None = None
+    ) -> None:
+        self._app = app
+        self._host = host
+        self._port = port
+        self._tls_cert = tls_cert
+        self._tls_key = tls_key
+        self._server: _Uvicorn | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port served; the asked-for one before ``start``."""
+        return self._port
+
+    async def start(self) -> None:
+        config = self._uvicorn_config()
+        listener = bind(self._host, self._port)
+        self._port = listener.getsockname()[1]
+        self._server = _Uvicorn(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="http-server")
+        accepting = asyncio.create_task(self._server.accepting.wait(), name="http-server-accepting")
+        await asyncio.wait({self._serving, accepting}, return_when=asyncio.FIRST_COMPLETED)
+        accepting.cancel()
+        if self._serving.done():
+            self._serving.result()
+        log.info("http_listening", host=self._host, port=self._port, tls=self._tls_cert is not None)
+
+    async def wait(self) -> None:
+        """Return when the server has ended, or raise what ended it."""
+        if self._serving is not None:
+            await asyncio.shield(self._serving)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Take no more connections, give requests under way ``grace_seconds``, then cancel them. Repeatable."""
+        if self._server is None or self._serving is None:
+            return
+        self._server.leave(grace_seconds)
+        await asyncio.shield(self._serving)
+        await self._end_rest(self._server)
+        log.info("http_stopped")
+
+    async def _end_rest(self, server: _Uvicorn) -> None:
+        """uvicorn cancels the requests that outlast the grace, but neither awaits nor disconnects them."""
+        await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
+        for connection in list(server.server_state.connections):
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
+
+    def _uvicorn_config(self) -> uvicorn.Config:
+        config = uvicorn.Config(
+            self._app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # they could make any peer look like loopback
+            ssl_certfile=self._tls_cert,
+            ssl_keyfile=self._tls_key,
+        )
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"cannot use the TLS certificate {self._tls_cert} with the key {self._tls_key}: {error}",
+                hint="http.tls_cert and http.tls_key must be readable PEM files that belong together",
+            ) from error
+        return config
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; :class:`ConfigError` says why the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(host, port, error) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot listen on {host}:{port}: {error.strerror}",
+        hint="stop the program that uses the port, or choose another with --host or http.listen",
+        host=host,
+        port=port,
+    )

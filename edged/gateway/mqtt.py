@@ -1,0 +1,478 @@
+"""The MQTT door: questions and sensor values in, answers out, status retained.
+
+A message is acknowledged to the broker only after the inbox has it on disk. Each connection is a client object of
+its own: what was in flight when it ended is the outbox's to send again and the broker's to deliver again.
+"""
+
+import asyncio
+import random
+import ssl
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+import paho.mqtt.client as paho
+import structlog
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from edged.config import Mqtt, split_broker_url
+from edged.errors import ConfigError, EdgedError, PayloadTooLargeError, RequestError
+from edged.events.admission import Admission
+from edged.events.event import Event, Incoming, Outgoing
+from edged.events.inbox import Accepted, Inbox
+from edged.events.outbox import DisconnectedError, PublishRefusedError
+from edged.events.trigger import TopicRule, question_from_value, rule_for
+from edged.gateway.wire import QueryRequest, encode, error_body, parse_query
+from edged.runtime.backoff import pause_seconds
+from edged.runtime.health import MQTT_DOWN, Health
+from edged.types import Delta, Question, Restarted
+
+UNSUPPORTED_PROTOCOL_VERSION = 132  # MQTT 5.0, section 3.2.2.2
+CONNECT_TIMEOUT_SECONDS = 10.0
+SESSION_KEY = "mqtt_session"
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """A received PUBLISH, free of paho's types."""
+
+    topic: str
+    payload: bytes
+    mid: int
+    qos: int
+    dup: bool
+    retained: bool
+    response_topic: str | None
+    correlation: bytes | None
+
+
+class _Connected(msgspec.Struct, frozen=True):
+    session_present: bool
+    refused: str | None
+    wrong_version: bool
+
+
+class _Connection:
+    """One paho client and one TCP connection; its callbacks arrive on paho's thread and leave it at once."""
+
+    def __init__(
+        self, settings: Mqtt, version: MQTTProtocolVersion, on_message: Callable[["_Connection", _Message], None]
+    ) -> None:
+        self.version = version
+        self._loop = asyncio.get_running_loop()
+        self._on_message = on_message
+        self._answered: asyncio.Future[_Connected] = self._loop.create_future()
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+        self._unacknowledged: dict[int, asyncio.Future[None]] = {}
+        self._settings = settings
+        self._client = self._build()
+
+    @property
+    def is_version_5(self) -> bool:
+        return self.version == MQTTProtocolVersion.MQTTv5
+
+    @property
+    def version_name(self) -> str:
+        return "5" if self.is_version_5 else "3.1.1"
+
+    async def open(self) -> _Connected:
+        """Connect and wait for the broker's answer. Raises ``OSError`` or ``TimeoutError``."""
+        host, port, _ = split_broker_url(self._settings.url)
+        await asyncio.to_thread(self._connect, host, port)
+        self._client.loop_start()
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+            return await self._answered
+
+    async def subscribe(self, filters: Sequence[str]) -> None:
+        """Subscribe with QoS 1. Retained values are not asked for: they are states, not events."""
+        if self.is_version_5:
+            options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+            self._client.subscribe([(name, options) for name in filters])
+        else:
+            self._client.subscribe([(name, 1) for name in filters])
+
+    async def publish(self, topic: str, body: bytes, *, correlation: bytes | None = None, retain: bool = False) -> None:
+        """Publish with QoS 1 and wait for the acknowledgement."""
+        properties = None
+        if self.is_version_5:
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.ContentType = "application/json"
+            if correlation is not None:
+                properties.CorrelationData = correlation
+        if self.ended.done():
+            raise DisconnectedError(self.ended.result())
+        acknowledged = self._loop.create_future()
+        try:
+            sent = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
+        except ValueError as error:  # a topic with wildcards, or a payload above the protocol's limit
+            raise PublishRefusedError(str(error)) from error
+        if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise DisconnectedError(paho.error_string(sent.rc))
+        # The acknowledgement comes by call_soon_threadsafe, so never before this line has run.
+        self._unacknowledged[sent.mid] = acknowledged
+        try:
+            await acknowledged
+        finally:
+            self._unacknowledged.pop(sent.mid, None)
+
+    def show(self, topic: str, body: bytes) -> None:
+        """Publish with QoS 0 and forget."""
+        self._client.publish(topic, body, qos=0)
+
+    def acknowledge(self, message: _Message) -> None:
+        """Tell the broker that a message is ours now."""
+        if message.qos > 0 and not self.ended.done():
+            self._client.ack(message.mid, message.qos)
+
+    async def close(self) -> None:
+        """Say goodbye and end paho's thread. Idempotent."""
+        self._client.disconnect()
+        await asyncio.to_thread(self._client.loop_stop)
+        self._end("closed")
+
+    def _build(self) -> paho.Client:
+        settings = self._settings
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=settings.client_id,
+            protocol=self.version,
+            clean_session=None if self.is_version_5 else False,
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        client.max_inflight_messages_set(0)  # the outbox has its own window
+        client.on_connect = self._connected_callback
+        client.on_disconnect = self._disconnected_callback
+        client.on_connect_fail = lambda _client, _data: self._call(self._end, "the connection failed")
+        client.on_message = self._message_callback
+        client.on_publish = self._published_callback
+        client.will_set(settings.status_topic, encode({"status": "offline"}), qos=1, retain=True)
+        if settings.username is not None:
+            client.username_pw_set(settings.username, _password(settings))
+        if split_broker_url(settings.url)[2]:
+            client.tls_set_context(_tls(settings))
+        return client
+
+    def _connect(self, host: str, port: int) -> None:
+        self._client.connect_timeout = CONNECT_TIMEOUT_SECONDS
+        if not self.is_version_5:
+            self._client.connect(host, port, keepalive=self._settings.keepalive_seconds)
+            return
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = self._settings.session_expiry_seconds
+        properties.ReceiveMaximum = self._settings.receive_maximum
+        self._client.connect(
+            host, port, keepalive=self._settings.keepalive_seconds, clean_start=False, properties=properties
+        )
+
+    # --- paho's thread ---------------------------------------------------------------------------------
+
+    def _call(self, function: Callable[..., None], *values: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *values)
+
+    def _connected_callback(
+        self, _client: paho.Client, _data: object, flags: paho.ConnectFlags, code: ReasonCode, _properties: object
+    ) -> None:
+        refused = str(code) if code.is_failure else None
+        wrong_version = code.value == UNSUPPORTED_PROTOCOL_VERSION
+        self._call(self._set_answer, _Connected(flags.session_present, refused, wrong_version))
+
+    def _disconnected_callback(
+        self, _client: paho.Client, _data: object, _flags: object, code: ReasonCode, _properties: object
+    ) -> None:
+        self._call(self._end, str(code))
+
+    def _message_callback(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
+        properties = message.properties
+        received = _Message(
+            topic=message.topic,
+            payload=bytes(message.payload),
+            mid=message.mid,
+            qos=message.qos,
+            dup=message.dup,
+            retained=message.retain,
+            response_topic=getattr(properties, "ResponseTopic", None),
+            correlation=getattr(properties, "CorrelationData", None),
+        )
+        self._call(self._on_message, self, received)
+
+    def _published_callback(
+        self, _client: paho.Client, _data: object, mid: int, code: ReasonCode, _properties: object
+    ) -> None:
+        self._call(self._settle, mid, str(code) if code.is_failure else None)
+
+    # --- the event loop --------------------------------------------------------------------------------
+
+    def _set_answer(self, answer: _Connected) -> None:
+        if not self._answered.done():
+            self._answered.set_result(answer)
+
+    def _settle(self, mid: int, refused: str | None) -> None:
+        waiting = self._unacknowledged.get(mid)
+        if waiting is None or waiting.done():
+            return
+        if refused is None:
+            waiting.set_result(None)
+        else:
+            waiting.set_exception(PublishRefusedError(refused))
+
+    def _end(self, reason: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result(reason)
+        if not self._answered.done():
+            self._answered.set_exception(ConnectionError(reason))
+            self._answered.exception()  # nobody may be waiting any more
+        for waiting in self._unacknowledged.values():
+            if not waiting.done():
+                waiting.set_exception(DisconnectedError(reason))
+
+
+class MqttGateway:
+    """Keeps a connection to the broker. :meth:`run` is one supervised service."""
+
+    def __init__(
+        self,
+        settings: Mqtt,
+        inbox: Inbox,
+        health: Health,
+        *,
+        rules: Sequence[TopicRule],
+        admission: Admission,
+        on_accepted: Callable[[Accepted], None],
+        status: Callable[[], dict[str, object]],
+    ) -> None:
+        self._settings = settings
+        self._inbox = inbox
+        self._health = health
+        self._rules = tuple(rules)
+        self._admission = admission
+        self._on_accepted = on_accepted
+        self._status = status
+        self._version = MQTTProtocolVersion.MQTTv5
+        self._connection: _Connection | None = None
+        self._is_connected = asyncio.Event()
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._session = ""
+        self._log = structlog.get_logger("mqtt")
+
+    # --- what the outbox and the status need -----------------------------------------------------------
+
+    async def connected(self) -> None:
+        """Return once there is a connection."""
+        await self._is_connected.wait()
+
+    @property
+    def protocol(self) -> str | None:
+        """``5`` or ``3.1.1`` while connected."""
+        return self._connection.version_name if self._connection is not None else None
+
+    async def publish(self, message: Outgoing) -> None:
+        """See :class:`edged.events.outbox.Publisher`."""
+        if self._connection is None:
+            raise DisconnectedError("not connected")
+        await self._connection.publish(message.topic, message.body, correlation=message.correlation)
+
+    def progress(self, event: Event, item: Delta | Restarted) -> None:
+        """Show the next piece of a growing answer to whoever listens; only the finished answer is guaranteed."""
+        if self._connection is not None:
+            piece = {"delta": item.text} if isinstance(item, Delta) else {"restarted": item.reason}
+            self._connection.show(f"{event.reply_topic}/stream", encode(piece))
+
+    def status_changed(self) -> None:
+        """Publish the retained status again; call it on the event loop."""
+        if self._connection is not None:
+            self._own(self._publish_status(self._connection), "mqtt-status")
+
+    # --- the connection --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Connect, serve, reconnect with jitter, until cancelled."""
+        failures = 0
+        while True:
+            reason, was_connected = await self._serve_once()
+            failures = 1 if was_connected else failures + 1
+            self._health.set(MQTT_DOWN, f"{self._settings.url}: {reason}")
+            pause = pause_seconds(
+                failures,
+                smallest=self._settings.reconnect_min_seconds,
+                largest=self._settings.reconnect_max_seconds,
+                random=random.random(),  # noqa: S311 - jitter, no secret
+            )
+            self._log.warning("mqtt_disconnected", reason=reason, retry_seconds=round(pause, 2))
+            await asyncio.sleep(pause)
+
+    async def _serve_once(self) -> tuple[str, bool]:
+        """One connection from beginning to end; returns why it ended and whether it ever served."""
+        connection = _Connection(self._settings, self._version, self._received)
+        try:
+            answer = await connection.open()
+            if answer.wrong_version and connection.is_version_5:
+                self._version = MQTTProtocolVersion.MQTTv311
+                return "the broker does not speak MQTT 5; trying 3.1.1", False
+            if answer.refused is not None:
+                return f"the broker refused the connection: {answer.refused}", False
+            await self._begin(connection, answer)
+            return await connection.ended, True
+        except TimeoutError:
+            return f"no answer within {CONNECT_TIMEOUT_SECONDS:.0f} s", False
+        except OSError as error:
+            return str(error), False
+        finally:
+            self._connection = None
+            self._is_connected.clear()
+            await asyncio.shield(self._farewell(connection))
+
+    async def _begin(self, connection: _Connection, answer: _Connected) -> None:
+        await self._name_session(present=answer.session_present)
+        self._connection = connection
+        await connection.subscribe([self._settings.query_topic, *(rule.filter for rule in self._rules)])
+        self._health.clear(MQTT_DOWN)
+        self._is_connected.set()
+        self.status_changed()
+        self._log.info("mqtt_connected", protocol=connection.version_name, session_present=answer.session_present)
+
+    async def _farewell(self, connection: _Connection) -> None:
+        """Leave an honest retained status: a clean goodbye does not trigger the last will."""
+        if not connection.ended.done():
+            try:
+                async with asyncio.timeout(1.0):
+                    body = encode({"status": "offline"})
+                    await connection.publish(self._settings.status_topic, body, retain=True)
+            except (TimeoutError, DisconnectedError, PublishRefusedError) as error:
+                self._log.debug("mqtt_farewell_failed", error=str(error))
+        await connection.close()
+
+    async def _name_session(self, *, present: bool) -> None:
+        """A name for the broker's session: packet ids mean something only within one."""
+        known = await self._inbox.remembered(SESSION_KEY)
+        if present and known is not None:
+            self._session = known
+            return
+        self._session = uuid.uuid4().hex
+        await self._inbox.remember(SESSION_KEY, self._session)
+
+    async def _publish_status(self, connection: _Connection) -> None:
+        try:
+            await connection.publish(self._settings.status_topic, encode(self._status()), retain=True)
+        except (DisconnectedError, PublishRefusedError) as error:
+            self._log.debug("mqtt_status_not_published", error=str(error))
+
+    # --- messages --------------------------------------------------------------------------------------
+
+    def _received(self, connection: _Connection, message: _Message) -> None:
+        # Tasks start in the order of their creation, and each reaches the inbox's queue before it first waits:
+        # events keep the order of their arrival.
+        self._own(self._accept(connection, message), "mqtt-accept")
+
+    def _own(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+
+    async def _accept(self, connection: _Connection, message: _Message) -> None:
+        """Accept, then acknowledge. Without an acknowledgement the broker keeps the message for us."""
+        if self._admission.is_full:
+            if message.qos == 0:
+                self._log.warning("event_dropped", topic=message.topic, reason="the inbox is full and QoS is 0")
+                return
+            await self._admission.room()
+        incoming, refusal = self._read(message)
+        try:
+            if refusal is None:
+                accepted = await self._inbox.accept(incoming)
+            else:
+                accepted = await self._inbox.reject(incoming, lambda event_id: encode(error_body(event_id, refusal)))
+        except EdgedError as error:
+            self._log.error("event_not_accepted", topic=message.topic, code=error.code, error=error.message)
+            return
+        connection.acknowledge(message)
+        self._on_accepted(accepted)
+
+    def _read(self, message: _Message) -> tuple[Incoming, RequestError | None]:
+        """The event in a message; with the error that closes it at once, when there is one."""
+        now = time.time()
+        limit = self._settings.max_payload_bytes
+        payload = message.payload
+        request: QueryRequest | None = None
+        refusal: RequestError | None = None
+        rule = self._rule(message.topic)
+        if len(payload) > limit:
+            refusal = PayloadTooLargeError(
+                f"the payload has {len(payload)} bytes", hint=f"send at most {limit} (mqtt.max_payload_bytes)"
+            )
+            payload = b""
+        elif rule is None:
+            try:
+                request = parse_query(payload)
+            except RequestError as error:
+                refusal = error
+        deadline_ms = request.deadline_ms if request else rule.deadline_ms if rule else None
+        expires_s = request.expires_s if request else rule.expires_s if rule else None
+        incoming = Incoming(
+            id=request.id if request else None,
+            source="mqtt",
+            topic=message.topic,
+            payload=payload,
+            reply_topic=_reply_topic(message),
+            reply_prefix=self._settings.answer_prefix,
+            correlation=message.correlation,
+            received_at=now,
+            answer_by=None if deadline_ms is None else now + deadline_ms / 1e3,
+            expires_at=None if expires_s is None else now + expires_s,
+            delivery=self._delivery(message),
+            redelivered=message.dup,
+        )
+        return incoming, refusal
+
+    def _rule(self, topic: str) -> TopicRule | None:
+        return None if topic == self._settings.query_topic else rule_for(topic, self._rules)
+
+    def _delivery(self, message: _Message) -> str | None:
+        if message.qos == 0:
+            return None
+        digest = blake2b(message.topic.encode() + b"\0" + message.payload, digest_size=12).hexdigest()
+        return f"{self._session}:{message.mid}:{digest}"
+
+    def decide(self, event: Event) -> Question:
+        """The question of an accepted event. Raises :class:`RequestError`."""
+        rule = self._rule(event.topic)
+        if rule is not None:
+            return question_from_value(rule, event.topic, event.payload)
+        return parse_query(event.payload).question()
+
+
+def _reply_topic(message: _Message) -> str | None:
+    """Where the sender wants the answer; a topic that cannot be published to is as none."""
+    wanted = message.response_topic
+    return None if not wanted or any(mark in wanted for mark in "+#\0") else wanted
+
+
+def _password(settings: Mqtt) -> str | None:
+    if settings.password_file is None:
+        return None
+    try:
+        return settings.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read mqtt.password_file {settings.password_file}: {error.strerror}",
+            hint="let edged's user read the file",
+        ) from error
+
+
+def _tls(settings: Mqtt) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
+        if settings.cert_file is not None:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"cannot load the TLS files of [mqtt]: {error}", hint="check mqtt.ca_file, cert_file and key_file"
+        ) from error
+    return context

@@ -1,0 +1,323 @@
+"""What the doors say and understand: one set of strict requests, answers and errors for MQTT and HTTP."""
+
+import difflib
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from edged.errors import EdgedError, RequestError
+from edged.types import Answer, DocumentInfo, Ingested, Question, Step
+
+SHOWN_CHARACTERS = 60  # of a refused value; a sender's mistake may be megabytes long
+DAY_MS = 86_400_000
+YEAR_SECONDS = 31_536_000
+
+
+def _without_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("it holds a NUL character; is it binary data?")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it holds only blanks")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+EventId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,128}$"), AfterValidator(_not_blank)]
+DocumentId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,512}$"), AfterValidator(_not_blank)]
+
+
+class StrictRequest(BaseModel):
+    """Strict: exact types, unknown keys refused, no infinities."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class QueryRequest(StrictRequest):
+    """A question, as MQTT payload or HTTP body."""
+
+    query: Annotated[
+        str,
+        StringConstraints(strip_whitespace=True, min_length=1, max_length=8192),
+        AfterValidator(_without_nul),
+    ] = Field(description="The question, 1 to 8192 characters.")
+    id: EventId | None = Field(None, description="The sender's id of this event; made up when absent.")
+    collection: Name = Field("default", description="The collection whose documents are asked.")
+    deadline_ms: int | None = Field(
+        None, ge=1, le=DAY_MS, description="Answer within this time, degrading to meet it, milliseconds."
+    )
+    expires_s: float | None = Field(
+        None, gt=0, le=YEAR_SECONDS, description="Not worth answering after this time, seconds."
+    )
+    max_tokens: int | None = Field(None, ge=1, le=4096, description="Longest answer, tokens.")
+
+    def question(self) -> Question:
+        """The same, as the layers below take it."""
+        return Question(
+            text=self.query,
+            collection=self.collection,
+            max_tokens=self.max_tokens,
+            deadline_seconds=None if self.deadline_ms is None else self.deadline_ms / 1000,
+        )
+
+
+class HttpQueryRequest(QueryRequest):
+    """A question over HTTP, which can also ask for the answer as it grows."""
+
+    stream: bool = Field(False, description="Answer as server-sent events.")
+
+
+class DocumentRequest(StrictRequest):
+    """A document to add, or to replace the one of the same id."""
+
+    text: Annotated[Text, AfterValidator(_not_blank)] = Field(description="The document's text.")
+    id: DocumentId | None = Field(None, description="Its id in the collection; made from the text when absent.")
+    title: Annotated[str, StringConstraints(max_length=512), AfterValidator(_without_nul)] | None = Field(
+        None, description="Its title; taken from the text when absent."
+    )
+    format: Literal["markdown", "text"] = Field("text", description="How to read the text.")
+    collection: Name = Field("default", description="The collection it belongs to.")
+
+
+RequestType = TypeVar("RequestType", bound=StrictRequest)
+
+
+def parse_query(payload: bytes) -> QueryRequest:
+    """A question out of an MQTT payload: JSON when it starts with ``{``, else the text itself.
+
+    Raises :class:`RequestError` saying what is wrong, where, and what to do.
+    """
+    try:
+        text = payload.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the payload is no UTF-8 text: byte {error.start} is 0x{payload[error.start]:02x}",
+            hint="send the question as UTF-8 text, or as a JSON object with a 'query'",
+            offset=error.start,
+        ) from error
+    if text.lstrip().startswith("{"):
+        return parse_json(text, QueryRequest)
+    try:
+        return QueryRequest(query=text)
+    except ValidationError as error:
+        raise explain(error.errors(), QueryRequest.model_fields) from error
+
+
+def parse_json(body: str | bytes, model: type[RequestType]) -> RequestType:
+    """A request out of a JSON text; :class:`RequestError` names the field and the nearest valid name."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise explain(error.errors(), model.model_fields) from error
+
+
+def explain(errors: Iterable[Any], known: Iterable[str]) -> RequestError:
+    """The first of pydantic's errors in the sender's words; ``known`` are the names that would be right."""
+    first = next(iter(errors))
+    field = ".".join(str(part) for part in first["loc"])
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        return RequestError(
+            f"the body is no valid JSON: {reason.removeprefix('Invalid JSON: ')}",
+            hint='send one JSON object, such as {"query": "…"}',
+        )
+    if first["type"] == "extra_forbidden":
+        return RequestError(f"'{field}': there is no such field", hint=_nearest(field, known), field=field)
+    if first["type"] == "missing":
+        return RequestError(f"'{field}' is missing", hint=f"add '{field}' to the request", field=field)
+    if not field:
+        return RequestError(f"the body is not usable: {reason}", hint="send one JSON object")
+    return RequestError(
+        f"'{field}' = {_shown(first['input'])}: {reason}",
+        hint=f"correct '{field}'; /openapi.json and docs/HTTP.md describe every field",
+        field=field,
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"the fields are {', '.join(names)}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value[: SHOWN_CHARACTERS + 1] if isinstance(value, str) else value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+
+
+# --- answers ---------------------------------------------------------------------------------------
+
+
+class CitationBody(BaseModel):
+    """A sentence the answer stands on; ``start`` and ``end`` are character offsets into the document."""
+
+    sentence_id: str
+    chunk_id: int
+    document_id: str
+    title: str
+    headings: list[str]
+    text: str
+    start: int
+    end: int
+
+
+class TimingsBody(BaseModel):
+    """Where the time went, milliseconds."""
+
+    embed_ms: float
+    retrieve_ms: float
+    queue_ms: float
+    prefill_ms: float
+    generate_ms: float
+    first_token_ms: float | None
+    total_ms: float
+
+
+class AnswerBody(BaseModel):
+    """A finished answer. ``note`` says why ``step`` is not ``generated``."""
+
+    id: str
+    answer: str
+    citations: list[CitationBody]
+    step: Step
+    note: str
+    timings: TimingsBody
+    model: str
+
+
+def answer_body(identifier: str, answer: Answer) -> dict[str, object]:
+    """An answer as both doors show it, ready for JSON."""
+    body = AnswerBody(
+        id=identifier,
+        answer=answer.text,
+        citations=[CitationBody.model_validate(msgspec.to_builtins(cited)) for cited in answer.citations],
+        step=answer.step,
+        note=answer.note,
+        timings=TimingsBody.model_validate(msgspec.to_builtins(answer.timings)),
+        model=answer.model,
+    )
+    return body.model_dump(mode="json")
+
+
+def error_body(identifier: str | None, error: EdgedError) -> dict[str, object]:
+    """An error as MQTT shows it: the event's ``id`` beside ``error`` (code, message, hint, retryable, facts)."""
+    return {"id": identifier, "error": error.body()}
+
+
+def encode(body: object) -> bytes:
+    """A body as compact UTF-8 JSON."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+# --- documents -------------------------------------------------------------------------------------
+
+
+class DocumentBody(BaseModel):
+    """A stored document without its text; ``added_at`` is Unix time in seconds."""
+
+    id: str
+    collection: str
+    title: str
+    format: str
+    sha256: str
+    bytes: int
+    chunks: int
+    added_at: float
+
+
+class IngestedBody(BaseModel):
+    """The document as stored, and whether it was ``added``, ``replaced`` or ``unchanged``."""
+
+    document: DocumentBody
+    outcome: Literal["added", "replaced", "unchanged"]
+
+
+class DocumentsBody(BaseModel):
+    """All documents, or those of one collection."""
+
+    documents: list[DocumentBody]
+
+
+def document_body(document: DocumentInfo) -> DocumentBody:
+    """A stored document as the doors show it."""
+    return DocumentBody.model_validate(msgspec.to_builtins(document))
+
+
+def ingested_body(ingested: Ingested) -> IngestedBody:
+    """The result of adding a document as the doors show it."""
+    return IngestedBody(document=document_body(ingested.document), outcome=ingested.outcome)
+
+
+# --- status ----------------------------------------------------------------------------------------
+
+
+class ConditionBody(BaseModel):
+    """Something that is not as it should be. ``since`` is Unix time in seconds."""
+
+    code: str
+    severity: str
+    text: str
+    hint: str
+    since: float
+
+
+class WorkerBody(BaseModel):
+    """A model and the worker that runs it."""
+
+    model: str
+    state: str
+    threads: int | None = None
+    pid: int | None = None
+    restarts: int = 0
+    active: int = Field(0, description="Requests being worked on.")
+    queued: int = Field(0, description="Requests waiting.")
+
+
+class EventsBody(BaseModel):
+    """The inbox and the outbox, in events."""
+
+    open: int = Field(0, description="Accepted, not yet answered.")
+    closed: int = Field(0, description="Answered, failed or expired, and still kept.")
+    failed: int = Field(0, description="Of the closed, those answered with an error.")
+    expired: int = Field(0, description="Of the closed, those that were no longer worth answering.")
+    unpublished: int = Field(0, description="Answers the broker has not taken yet.")
+
+
+class MqttBody(BaseModel):
+    """The connection to the broker. ``protocol`` is ``5`` or ``3.1.1`` while connected."""
+
+    connected: bool
+    protocol: str | None = None
+
+
+class StatusBody(BaseModel):
+    """Everything ``/health`` shows."""
+
+    status: str = Field(description="ok, degraded or failing: the worst of the conditions.")
+    version: str
+    uptime: float = Field(description="Seconds since the start.")
+    model_loaded: bool
+    vector_store_ready: bool
+    conditions: list[ConditionBody]
+    chat: WorkerBody
+    embed: WorkerBody
+    documents: int
+    chunks: int
+    events: EventsBody
+    mqtt: MqttBody
+
+    @property
+    def failing(self) -> bool:
+        return self.status == "failing"
+
+    @property
+    def ready(self) -> bool:
+        """Whether questions are taken: nothing fails (starting counts as failing) and the store answers."""
+        return not self.failing and self.vector_store_ready

@@ -1,0 +1,1 @@
+"""What the device is, and how much of it a worker may use."""

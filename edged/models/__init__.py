@@ -1,0 +1,1 @@
+"""From a manifest to a verified GGUF file on disk."""

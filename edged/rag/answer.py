@@ -1,0 +1,224 @@
+"""One answer: retrieve, select, generate, verify; degrading in named steps, never inventing."""
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from edged.errors import DeadlineError, PromptTooLongError, WorkerError
+from edged.rag import prompt
+from edged.rag.cite import check, citation
+from edged.rag.degrade import MARGIN_SECONDS, Plan, Speed, plan
+from edged.rag.retrieve import Retrieval, Retriever
+from edged.rag.select import Candidate, select
+from edged.types import Answer, AnswerEvent, Citation, Delta, Question, Restarted, Segment, Step, Timings
+from edged.workers.protocol import Finished, Piece
+from edged.workers.worker import Lost
+
+PASSAGE_TOKENS = 90
+
+
+class ChatModel(Protocol):
+    """A chat model: its name, its prompt format, its generation."""
+
+    @property
+    def name(self) -> str:
+        """As the answers show it."""
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> list[Segment]:
+        """Chat messages (role, content) as a prompt; contents are never special."""
+
+    def generate(
+        self, prompt: Sequence[Segment], *, max_tokens: int, deadline_seconds: float | None
+    ) -> AsyncGenerator[Piece | Lost | Finished, None]:
+        """Stream a completion. Raises :class:`WorkerError`."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """See ``[rag]`` in the configuration."""
+
+    passages: int
+    budget_tokens: int
+    max_tokens: int
+
+
+class Answerer:
+    """Answers questions from the documents. Knows the chat model's speed from its own answers."""
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        chat: ChatModel | None,
+        settings: Settings,
+        *,
+        on_answer: Callable[[Answer], None] = lambda _answer: None,
+    ) -> None:
+        self._retriever = retriever
+        self._chat = chat
+        self._settings = settings
+        self._on_answer = on_answer
+        self.speed = Speed()
+        self._log = structlog.get_logger("answer")
+
+    async def stream(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
+        """Deltas while the model speaks, then exactly one :class:`Answer`. Closing the iterator cancels the work.
+
+        Raises :class:`StoreError`. A missing, busy or dying model degrades the answer instead.
+        """
+        work = _Work(question, self._chat.name if self._chat else "")
+        retrieval = await self._retriever.retrieve(question.text, question.collection, self._settings.passages)
+        work.retrieved(retrieval)
+        if not retrieval.near:
+            yield self._finish(work.answer("not_found", prompt.NOT_FOUND, (), "no passage is near the question"))
+            return
+        chosen = plan(
+            work.seconds_left(),
+            self.speed,
+            budget_tokens=self._settings.budget_tokens,
+            max_tokens=question.max_tokens or self._settings.max_tokens,
+        )
+        shown = select_citations(question.text, retrieval, chosen.budget_tokens)
+        note = "the deadline leaves no time for generation"
+        if self._chat is None:
+            note = "there is no chat model"
+        elif chosen.step != "passages":
+            try:
+                async with contextlib.aclosing(self._generate(self._chat, work, chosen, shown)) as events:
+                    async for event in events:
+                        yield event
+            except WorkerError as error:
+                note = _reason(error)
+                if work.spoken:
+                    yield Restarted(note)
+            else:
+                return
+        yield self._finish(work.passages("passages", note))
+
+    async def _generate(
+        self, chat: ChatModel, work: "_Work", chosen: Plan, shown: tuple[Citation, ...]
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        question = work.question
+        rendered = chat.render(prompt.messages(question.text, shown, question.evidence))
+        left = work.seconds_left()
+        deadline = None if left is None else max(0.0, left - MARGIN_SECONDS)
+        generation = chat.generate(rendered, max_tokens=chosen.max_tokens, deadline_seconds=deadline)
+        async with contextlib.aclosing(generation):
+            async for item in generation:
+                match item:
+                    case Piece(text=text):
+                        work.heard(text)
+                        yield Delta(text)
+                    case Lost():
+                        work.void()
+                        yield Restarted("the worker died; the answer starts again")
+                    case Finished():
+                        work.finished(item)
+                        self._learn(item)
+        text = work.spoken.strip()
+        cited, unsupported = check(text, shown, [question.text, question.evidence])
+        if text and not unsupported:
+            note = "" if chosen.step == "generated" else "a smaller budget of sentences, to meet the deadline"
+            yield self._finish(work.answer(chosen.step, text, tuple(cited), note))
+            return
+        note = f"not in the cited sentences: {', '.join(unsupported)}" if text else "the model said nothing"
+        yield Restarted(note)
+        yield self._finish(work.passages("unverified", note))
+
+    def _learn(self, last: Finished) -> None:
+        self.speed = self.speed.observe(
+            prompt_tokens=last.prompt_tokens,
+            prefill_ms=last.prefill_ms,
+            answer_tokens=last.completion_tokens,
+            generate_ms=last.generate_ms,
+        )
+
+    def _finish(self, answer: Answer) -> Answer:
+        self._on_answer(answer)
+        return answer
+
+
+def select_citations(question: str, retrieval: Retrieval, budget_tokens: int) -> tuple[Citation, ...]:
+    """The sentences of a retrieval worth their tokens, in reading order."""
+    candidates = [
+        Candidate(rank, index, sentence, similarity)
+        for rank, (stored, similarities) in enumerate(zip(retrieval.passages, retrieval.similarities, strict=True))
+        for index, (sentence, similarity) in enumerate(zip(stored.passage.sentences, similarities, strict=True))
+    ]
+    chosen = select(question, candidates, budget_tokens=budget_tokens)
+    return tuple(citation(retrieval.passages[each.passage_rank].passage, each.index) for each in chosen)
+
+
+def _reason(error: WorkerError) -> str:
+    if isinstance(error, DeadlineError):
+        return "the deadline came before the answer was complete"
+    if isinstance(error, PromptTooLongError):
+        return f"the question does not fit the model: {error.message}"
+    return f"generation failed: {error.code}: {error.message}"
+
+
+class _Work:
+    """The course of one answer: its clock, what the model said, where the time went."""
+
+    def __init__(self, question: Question, model: str) -> None:
+        self.question = question
+        self.spoken = ""
+        self._model = model
+        self._started = time.monotonic()
+        self._first_token: float | None = None
+        self._retrieval: Retrieval | None = None
+        self._finished: Finished | None = None
+
+    def seconds_left(self) -> float | None:
+        if self.question.deadline_seconds is None:
+            return None
+        return self.question.deadline_seconds - (time.monotonic() - self._started)
+
+    def retrieved(self, retrieval: Retrieval) -> None:
+        self._retrieval = retrieval
+
+    def heard(self, text: str) -> None:
+        if self._first_token is None:
+            self._first_token = time.monotonic()
+        self.spoken += text
+
+    def void(self) -> None:
+        self.spoken = ""
+        self._first_token = None
+
+    def finished(self, last: Finished) -> None:
+        self._finished = last
+
+    def passages(self, step: Step, note: str) -> Answer:
+        """The best sentences themselves as the answer."""
+        assert self._retrieval is not None
+        best = select_citations(self.question.text, self._retrieval, PASSAGE_TOKENS)
+        return self.answer(step, " ".join(cited.text for cited in best), best, note)
+
+    def answer(self, step: Step, text: str, citations: tuple[Citation, ...], note: str) -> Answer:
+        last = self._finished
+        return Answer(
+            text=text,
+            citations=citations,
+            step=step,
+            note=note,
+            model=self._model if last else "",
+            timings=self._timings(),
+            prompt_tokens=last.prompt_tokens if last else 0,
+            completion_tokens=last.completion_tokens if last else 0,
+        )
+
+    def _timings(self) -> Timings:
+        retrieval, last = self._retrieval, self._finished
+        first = self._first_token
+        return Timings(
+            embed_ms=retrieval.embed_ms if retrieval else 0.0,
+            retrieve_ms=retrieval.retrieve_ms if retrieval else 0.0,
+            queue_ms=last.queue_ms if last else 0.0,
+            prefill_ms=last.prefill_ms if last else 0.0,
+            generate_ms=last.generate_ms if last else 0.0,
+            first_token_ms=None if first is None else (first - self._started) * 1e3,
+            total_ms=(time.monotonic() - self._started) * 1e3,
+        )

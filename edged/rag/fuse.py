@@ -1,0 +1,18 @@
+"""Reciprocal-rank fusion: one ranking out of several, by ranks alone.
+
+Source: Cormack, Clarke, Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
+Methods", SIGIR 2009.
+"""
+
+from collections.abc import Sequence
+
+RANK_CONSTANT = 60.0
+
+
+def fuse(rankings: Sequence[tuple[float, Sequence[int]]], *, constant: float = RANK_CONSTANT) -> list[int]:
+    """Ids by the sum of ``weight / (constant + rank)`` over (weight, ids best first); ties go to the smaller id."""
+    scores: dict[int, float] = {}
+    for weight, ids in rankings:
+        for rank, item in enumerate(ids, start=1):
+            scores[item] = scores.get(item, 0.0) + weight / (constant + rank)
+    return sorted(scores, key=lambda item: (-scores[item], item))

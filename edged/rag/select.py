@@ -1,0 +1,119 @@
+"""Chooses the sentences an answer is generated from, to a budget of tokens.
+
+Prompt tokens are what an edge CPU pays for, and tiny models answer better from three good sentences than from
+three passages: retrieval finds the passages, this picks their sentences.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from edged.rag.sentences import CJK
+from edged.rag.terms import content_terms
+from edged.types import Sentence
+
+SIMILARITY_WEIGHT = 1.0
+LEXICAL_WEIGHT = 1.0
+CODE_WEIGHT = 0.5
+NEIGHBOUR_WEIGHT = 0.15
+RANK_WEIGHT = 0.05
+
+NEAR_DUPLICATE_SHARE = 0.85
+"""Two sentences that share this much of their words (Jaccard) say the same."""
+
+TOKENS_PER_CJK_CHARACTER = 1.9
+CHARACTERS_PER_TOKEN = 5.2
+SENTENCE_OVERHEAD_TOKENS = 1
+
+_CODE = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z/-]*\d)[A-Za-z0-9]+(?:[-/.][A-Za-z0-9]+)*")
+_PIECE = re.compile(rf"(?P<cjk>[{CJK}])|(?P<word>[^\W\d_{CJK}]+)|\d|[^\w\s]|_")
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A sentence of a retrieved passage. ``passage_rank`` counts from 0, ``index`` is its place in the passage.
+
+    ``similarity`` is the cosine of the question's and the sentence's vectors, None without vectors.
+    """
+
+    passage_rank: int
+    index: int
+    sentence: Sentence
+    similarity: float | None
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens a text costs."""
+    tokens = 0.0
+    for match in _PIECE.finditer(text):
+        if match["cjk"]:
+            tokens += TOKENS_PER_CJK_CHARACTER
+        elif match["word"]:
+            tokens += max(1.0, len(match["word"]) / CHARACTERS_PER_TOKEN)
+        else:
+            tokens += 1
+    return math.ceil(tokens)
+
+
+def score(question: str, candidates: Sequence[Candidate]) -> list[float]:
+    """How well each candidate answers the question; only the order within one call means something."""
+    asked = set(content_terms(question))
+    codes = _codes(question)
+    terms = [frozenset(content_terms(candidate.sentence.text)) for candidate in candidates]
+    frequency = Counter(term for held in terms for term in held)
+    weights = {term: math.log1p(len(candidates) / (1 + frequency[term])) for term in asked}
+    whole = sum(weights.values()) or 1.0
+    own = [
+        SIMILARITY_WEIGHT * (candidate.similarity or 0.0)
+        + LEXICAL_WEIGHT * sum(weights[term] for term in asked & held) / whole
+        + CODE_WEIGHT * (len(codes & _codes(candidate.sentence.text)) / len(codes) if codes else 0.0)
+        - RANK_WEIGHT * candidate.passage_rank
+        for candidate, held in zip(candidates, terms, strict=True)
+    ]
+    return _with_neighbours(candidates, own)
+
+
+def _with_neighbours(candidates: Sequence[Candidate], own: Sequence[float]) -> list[float]:
+    """A sentence beside a good one is worth more: "It must not exceed 10 bar." answers what the last one named."""
+    at = {
+        (candidate.passage_rank, candidate.index): value for candidate, value in zip(candidates, own, strict=True)
+    }
+    return [
+        value
+        + NEIGHBOUR_WEIGHT
+        * max(
+            at.get((candidate.passage_rank, candidate.index - 1), 0.0),
+            at.get((candidate.passage_rank, candidate.index + 1), 0.0),
+        )
+        for candidate, value in zip(candidates, own, strict=True)
+    ]
+
+
+def select(question: str, candidates: Sequence[Candidate], *, budget_tokens: int) -> list[Candidate]:
+    """The best candidates that fit the budget, at least one, in reading order (passage_rank, index)."""
+    scores = score(question, candidates)
+    best_first = sorted(range(len(candidates)), key=lambda at: -scores[at])
+    chosen: list[Candidate] = []
+    words: list[frozenset[str]] = []
+    room = budget_tokens
+    for at in best_first:
+        candidate = candidates[at]
+        cost = estimate_tokens(candidate.sentence.text) + SENTENCE_OVERHEAD_TOKENS
+        held = frozenset(candidate.sentence.text.lower().split())
+        if (chosen and cost > room) or any(_near_duplicates(held, other) for other in words):
+            continue
+        chosen.append(candidate)
+        words.append(held)
+        room -= cost
+    return sorted(chosen, key=lambda candidate: (candidate.passage_rank, candidate.index))
+
+
+def _near_duplicates(first: frozenset[str], second: frozenset[str]) -> bool:
+    return len(first & second) >= NEAR_DUPLICATE_SHARE * max(1, len(first | second))
+
+
+def _codes(text: str) -> set[str]:
+    """Numbers and codes as compared: ``E-217`` and ``e217`` are the same."""
+    return {re.sub(r"[^a-z0-9.]", "", match[0].lower()) for match in _CODE.finditer(text)}

@@ -1,0 +1,1 @@
+"""What every long-lived part of the daemon needs: owned tasks, named conditions, counters."""

@@ -1,0 +1,142 @@
+"""The truth as ``/health`` and the retained MQTT status show it: a view, holding only counts it re-reads."""
+
+import asyncio
+import time
+
+from edged import __version__
+from edged.events.event import Outcome
+from edged.events.inbox import Inbox
+from edged.gateway import wire
+from edged.gateway.http import Documents
+from edged.gateway.mqtt import MqttGateway
+from edged.runtime.health import Health
+from edged.store.knowledge import KnowledgeStore
+from edged.types import DocumentInfo, Ingested
+from edged.workers.state import WorkerState
+from edged.workers.worker import Worker
+
+RECOUNT_SECONDS = 1.0
+
+NamedWorker = tuple[str, Worker | None]
+
+
+class StatusBoard:
+    """Counts are read again after a change, at most once a second; :meth:`run` is one supervised service."""
+
+    def __init__(
+        self, health: Health, inbox: Inbox, store: KnowledgeStore, *, chat: NamedWorker, embed: NamedWorker
+    ) -> None:
+        self._health = health
+        self._inbox = inbox
+        self._store = store
+        self._chat = chat
+        self._embed = embed
+        self._started = time.monotonic()
+        self._changed = asyncio.Event()
+        self._changed.set()
+        self._events = wire.EventsBody()
+        self._documents = 0
+        self._chunks = 0
+        self.mqtt: MqttGateway | None = None
+
+    def changed(self) -> None:
+        """The counts are no longer right."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep the counts right until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self.recount()
+            await asyncio.sleep(RECOUNT_SECONDS)
+
+    async def recount(self) -> None:
+        """Read the counts from the stores now."""
+        found = await self._inbox.counts()
+        self._documents, self._chunks = await self._store.counts()
+        self._events = wire.EventsBody(
+            open=found["open"],
+            closed=sum(found.get(outcome.value, 0) for outcome in Outcome),
+            failed=found.get(Outcome.FAILED.value, 0) + found.get(Outcome.REJECTED.value, 0),
+            expired=found.get(Outcome.EXPIRED.value, 0),
+            unpublished=found["outbox"],
+        )
+
+    def snapshot(self) -> wire.StatusBody:
+        """Everything, as of now."""
+        protocol = self.mqtt.protocol if self.mqtt is not None else None
+        chat = self._chat[1]
+        return wire.StatusBody(
+            status=self._health.status(),
+            version=__version__,
+            uptime=round(time.monotonic() - self._started, 3),
+            model_loaded=chat is not None and chat.state is WorkerState.READY,
+            vector_store_ready=self._embed[1] is not None,
+            conditions=[
+                wire.ConditionBody(
+                    code=held.code, severity=held.severity.value, text=held.text, hint=held.hint, since=held.since
+                )
+                for held in self._health.conditions()
+            ],
+            chat=_worker_body(*self._chat),
+            embed=_worker_body(*self._embed),
+            documents=self._documents,
+            chunks=self._chunks,
+            events=self._events,
+            mqtt=wire.MqttBody(connected=protocol is not None, protocol=protocol),
+        )
+
+    def summary(self) -> dict[str, object]:
+        """The retained MQTT status."""
+        return {
+            "status": self._health.status(),
+            "version": __version__,
+            "conditions": [held.code for held in self._health.conditions()],
+        }
+
+    def watching(self, documents: Documents) -> Documents:
+        """The same documents; a change to them is noticed here."""
+        return _Watched(documents, self)
+
+
+class _Watched:
+    """Documents whose changes are counted."""
+
+    def __init__(self, documents: Documents, board: StatusBoard) -> None:
+        self._documents = documents
+        self._board = board
+
+    async def add(
+        self, *, collection: str, document_id: str | None, title: str | None, format: str, text: str
+    ) -> Ingested:
+        ingested = await self._documents.add(
+            collection=collection, document_id=document_id, title=title, format=format, text=text
+        )
+        await self._board.recount()
+        return ingested
+
+    async def remove(self, collection: str, document_id: str) -> None:
+        await self._documents.remove(collection, document_id)
+        await self._board.recount()
+
+    async def list(self, collection: str | None) -> list[DocumentInfo]:
+        return await self._documents.list(collection)
+
+    async def get(self, collection: str, document_id: str) -> DocumentInfo:
+        return await self._documents.get(collection, document_id)
+
+
+def _worker_body(model: str, worker: Worker | None) -> wire.WorkerBody:
+    if worker is None:
+        return wire.WorkerBody(model=model, state="missing")
+    active = min(worker.unfinished, worker.settings.sequences)
+    return wire.WorkerBody(
+        model=model,
+        state=worker.state.value,
+        threads=worker.settings.threads,
+        pid=worker.pid,
+        restarts=worker.restarts,
+        active=active,
+        queued=worker.unfinished - active,
+    )

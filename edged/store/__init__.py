@@ -1,0 +1,1 @@
+"""The SQLite files, and the in-memory indexes derived from them."""

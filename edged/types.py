@@ -1,0 +1,154 @@
+"""Frozen value objects shared by several layers."""
+
+from typing import Literal
+
+import msgspec
+
+
+class Sentence(msgspec.Struct, frozen=True):
+    """One sentence (or table row, or list item) of a chunk, with its place in the document's text.
+
+    ``start`` and ``end`` are character offsets into the document, end exclusive.
+    """
+
+    text: str
+    start: int
+    end: int
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A passage that is retrieved as one: consecutive sentences under one heading path.
+
+    ``headings`` runs from the outermost heading to the innermost.
+    """
+
+    ordinal: int
+    headings: tuple[str, ...]
+    sentences: tuple[Sentence, ...]
+
+    @property
+    def start(self) -> int:
+        return self.sentences[0].start
+
+    @property
+    def end(self) -> int:
+        return self.sentences[-1].end
+
+    @property
+    def text(self) -> str:
+        return " ".join(sentence.text for sentence in self.sentences)
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """A stored chunk as retrieval returns it. ``chunk_id`` is the row id in knowledge.db."""
+
+    chunk_id: int
+    document_id: str
+    title: str
+    headings: tuple[str, ...]
+    sentences: tuple[Sentence, ...]
+
+
+class Citation(msgspec.Struct, frozen=True):
+    """A sentence an answer stands on. ``sentence_id`` is ``<chunk_id>.<index in the chunk>``."""
+
+    sentence_id: str
+    chunk_id: int
+    document_id: str
+    title: str
+    headings: tuple[str, ...]
+    text: str
+    start: int
+    end: int
+
+
+class Segment(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of a prompt. Only the template's own pieces (``special``) may become special tokens."""
+
+    text: str
+    special: bool = False
+
+
+Step = Literal["generated", "reduced", "passages", "unverified", "not_found"]
+"""How an answer came about:
+
+``generated`` by the model from the full sentence budget; ``reduced`` with a smaller budget because a deadline
+was near; ``passages`` are the sentences themselves, without generation, because there was no time or no model;
+``unverified`` are the sentences themselves because the generated text did not stand on them; ``not_found``: no
+passage was near the question.
+"""
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of the documents.
+
+    ``evidence`` is text of the event itself (a sensor's reading) that an answer may also stand on.
+    ``deadline_seconds`` counts from the moment the question is handed over; an answer degrades to meet it.
+    """
+
+    text: str
+    collection: str = "default"
+    max_tokens: int | None = None
+    deadline_seconds: float | None = None
+    evidence: str = ""
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """The next piece of an answer while it is being generated."""
+
+    text: str
+
+
+class Restarted(msgspec.Struct, frozen=True):
+    """Everything streamed so far is void: the worker died, or the text did not stand on its sentences."""
+
+    reason: str
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of one answer went, in milliseconds. ``first_token_ms`` counts from the very start."""
+
+    embed_ms: float = 0.0
+    retrieve_ms: float = 0.0
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    generate_ms: float = 0.0
+    first_token_ms: float | None = None
+    total_ms: float = 0.0
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished answer. ``note`` says in a sentence why ``step`` is not ``generated``; empty otherwise."""
+
+    text: str
+    citations: tuple[Citation, ...]
+    step: Step
+    note: str
+    model: str
+    timings: Timings
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+AnswerEvent = Delta | Restarted | Answer
+"""What a stream of one answer consists of; exactly one :class:`Answer` comes last."""
+
+
+class DocumentInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored document without its text. ``added_at`` is Unix time in seconds, ``bytes`` of UTF-8 text."""
+
+    id: str
+    collection: str
+    title: str
+    format: str
+    sha256: str
+    bytes: int
+    chunks: int
+    added_at: float
+
+
+class Ingested(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of adding a document: ``added``, ``replaced`` or, at no cost, ``unchanged``."""
+
+    document: DocumentInfo
+    outcome: Literal["added", "replaced", "unchanged"]

@@ -1,0 +1,1 @@
+"""The child processes that hold the models, seen from the daemon."""

@@ -1,0 +1,192 @@
+"""One worker process and its connection: started, spoken to, ended. Knows nothing of requests or restarts."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edged.errors import WorkerError
+from edged.workers.protocol import (
+    FrameBuffer,
+    FrameError,
+    Ready,
+    Reply,
+    Request,
+    WorkerSettings,
+    decode_reply,
+    encode,
+)
+
+ENGINE_COMMAND = (sys.executable, "-m", "edged.engine")
+LOAD_TIMEOUT_SECONDS = 120.0
+LAST_WORDS_BYTES = 4096
+
+
+class WorkerProcess:
+    """A running child. Use :meth:`start`; the socket's file is gone once the child has connected."""
+
+    def __init__(self, child: "_Child", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._child = child
+        self._reader = reader
+        self._writer = writer
+        self._frames = FrameBuffer()
+        self.ready: Ready
+
+    @classmethod
+    async def start(
+        cls, settings: WorkerSettings, socket_path: Path, command: Sequence[str] = ENGINE_COMMAND
+    ) -> "WorkerProcess":
+        """Spawn the worker and wait until its model is loaded.
+
+        Raises :class:`WorkerError` with the worker's last words when it ends or stalls before that.
+        """
+        listener = _listen(socket_path)
+        try:
+            child = await _Child.spawn(settings, socket_path, command)
+            try:
+                async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
+                    return await cls._meet(listener, child)
+            except BaseException as error:
+                ending = await child.reap(grace_seconds=1.0 if isinstance(error, WorkerError) else 0.0)
+                if not isinstance(error, WorkerError | FrameError | TimeoutError):
+                    raise
+                raise WorkerError(
+                    f"the {settings.kind} worker did not become ready: {ending}",
+                    hint="check the model file with 'edged models verify'",
+                    model=settings.model,
+                ) from error
+        finally:
+            listener.close()
+            socket_path.unlink(missing_ok=True)
+
+    @classmethod
+    async def _meet(cls, listener: socket.socket, child: "_Child") -> "WorkerProcess":
+        reader, writer = await _accept(listener, child.process)
+        worker = cls(child, reader, writer)
+        try:
+            first = await anext(worker.replies(), None)
+            if not isinstance(first, Ready):
+                raise WorkerError(f"expected the worker to say it is ready, not {first!r}")
+        except BaseException:
+            writer.close()
+            raise
+        worker.ready = first
+        return worker
+
+    @property
+    def pid(self) -> int:
+        return self._child.process.pid
+
+    def send(self, request: Request) -> None:
+        """Queue a request for the child; a broken connection shows as the end of :meth:`replies`."""
+        if not self._writer.is_closing():
+            self._writer.write(encode(request))
+
+    async def replies(self) -> AsyncGenerator[Reply, None]:
+        """Replies in order until the child hangs up. Raises :class:`FrameError` for garbage."""
+        try:
+            while data := await self._reader.read(1 << 16):
+                for payload in self._frames.feed(data):
+                    yield decode_reply(payload)
+        except ConnectionError:
+            return
+
+    async def end(self, grace_seconds: float = 5.0) -> str:
+        """Hang up, wait, and kill what is still there. Returns how it ended, with its last words."""
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+        return await self._child.reap(grace_seconds)
+
+
+class _Child:
+    """The operating system's side of a worker: its process and what it writes to stderr."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        self.process = process
+        # Read all along: a full pipe would stop the child in the middle of its work.
+        self._words = asyncio.create_task(_last_words(process.stderr), name="worker-stderr")
+
+    @classmethod
+    async def spawn(cls, settings: WorkerSettings, socket_path: Path, command: Sequence[str]) -> "_Child":
+        return cls(
+            await asyncio.create_subprocess_exec(
+                *command,
+                str(socket_path),
+                msgspec.json.encode(settings).decode(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, "OMP_NUM_THREADS": str(settings.threads)},
+            )
+        )
+
+    async def reap(self, grace_seconds: float) -> str:
+        """Wait for the end, by SIGKILL after the grace; returns the exit status and the last words."""
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self.process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+        status = await self.process.wait()
+        words = await self._words
+        ending = f"signal {-status}" if status < 0 else f"exit status {status}"
+        return f"{ending}: {words}" if words else ending
+
+
+def _listen(path: Path) -> socket.socket:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # left over by a daemon that was killed
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.setblocking(False)
+    # fchmod before bind sets the mode of the socket's file with no moment at which others could connect.
+    os.fchmod(listener.fileno(), 0o600)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(1)
+    return listener
+
+
+async def _accept(
+    listener: socket.socket, process: asyncio.subprocess.Process
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """The child's connection; anybody else's is closed. Ends with an error when the child exits first."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.create_task(process.wait(), name="worker-exit")
+    try:
+        while True:
+            accepting = asyncio.create_task(loop.sock_accept(listener), name="worker-accept")
+            try:
+                await asyncio.wait((accepting, ended), return_when=asyncio.FIRST_COMPLETED)
+                if not accepting.done():
+                    raise WorkerError("the worker ended before it connected")
+            finally:
+                accepting.cancel()
+            connection, _ = accepting.result()
+            if _peer_pid(connection) == process.pid:
+                return await asyncio.open_unix_connection(sock=connection)
+            connection.close()
+    finally:
+        ended.cancel()
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    """Process id of the peer, from SO_PEERCRED of unix(7)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
+
+
+async def _last_words(stderr: asyncio.StreamReader) -> str:
+    tail = b""
+    while data := await stderr.read(LAST_WORDS_BYTES):
+        tail = (tail + data)[-LAST_WORDS_BYTES:]
+    lines = tail.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else ""

@@ -1,0 +1,177 @@
+"""What the daemon and a worker say to each other: msgpack frames over a Unix stream socket.
+
+A frame is a little-endian u32 length and that many bytes of msgpack: one tagged struct. The daemon listens, the
+worker connects and speaks first (:class:`Ready`). Request ids are the daemon's; a worker answers each
+:class:`Generate` with pieces and one :class:`Finished` or :class:`Failed`, each :class:`Embed` with one
+:class:`Vectors` or :class:`Failed`. A cancelled request gets no further frame.
+"""
+
+import struct
+from typing import Literal, TypeVar
+
+import msgspec
+
+from edged.types import Segment
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+_LENGTH = struct.Struct("<I")
+M = TypeVar("M")
+
+
+class Message(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
+    """Base of everything sent."""
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is told on its command line, as JSON."""
+
+    kind: Literal["chat", "embed"]
+    model: str
+    threads: int
+    context_tokens: int = 8192
+    sequences: int = 8
+    batch_tokens: int = 256
+    queue_limit: int = 256
+
+
+# --- daemon to worker ------------------------------------------------------------------------------
+
+
+class Generate(Message, frozen=True, kw_only=True):
+    """Continue a prompt. ``temperature`` 0 is greedy; ``deadline_seconds`` counts from receipt."""
+
+    id: int
+    prompt: tuple[Segment, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    deadline_seconds: float | None = None
+
+
+class Embed(Message, frozen=True):
+    """Turn texts into normalised vectors. A text longer than the model's context is cut at its end."""
+
+    id: int
+    texts: tuple[str, ...]
+
+
+class Cancel(Message, frozen=True):
+    """Forget a request; unknown ids are ignored."""
+
+    id: int
+
+
+# --- worker to daemon ------------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    """The model is loaded. ``dimensions`` is the length of an embedding, ``system`` llama.cpp's CPU features."""
+
+    pid: int
+    description: str
+    context_tokens: int
+    dimensions: int
+    system: str
+
+
+class Alive(Message, frozen=True):
+    """A long computation goes on; sent about once a second while busy."""
+
+
+class Piece(Message, frozen=True):
+    """The next text of a generation, never empty."""
+
+    id: int
+    text: str
+
+
+class Finished(Message, frozen=True, kw_only=True):
+    """A generation's end: ``stop`` by the model or a stop string, ``length`` by ``max_tokens``."""
+
+    id: int
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    queue_ms: float
+    prefill_ms: float
+    generate_ms: float
+
+
+class Vectors(Message, frozen=True):
+    """Row-major float32 little-endian, ``len(data) // (4 * dimensions)`` vectors of unit length."""
+
+    id: int
+    dimensions: int
+    data: bytes
+
+
+class Failed(Message, frozen=True):
+    """A request's end without a result. ``code`` is one of the worker errors of :mod:`edged.errors`."""
+
+    id: int
+    code: str
+    message: str
+
+
+Request = Generate | Embed | Cancel
+Reply = Ready | Alive | Piece | Finished | Vectors | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+class FrameError(ValueError):
+    """The peer sent what is no frame of this protocol; the connection is of no further use."""
+
+
+def encode(message: Request | Reply) -> bytes:
+    """One message as a frame."""
+    payload = _encoder.encode(message)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise FrameError(f"a message of {len(payload)} bytes exceeds the frame limit of {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def decode_request(payload: bytes) -> Request:
+    return _decode(_request_decoder, payload)
+
+
+def decode_reply(payload: bytes) -> Reply:
+    return _decode(_reply_decoder, payload)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[M], payload: bytes) -> M:
+    try:
+        return decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FrameError(f"not a message of this protocol: {error}") from error
+
+
+class FrameBuffer:
+    """Cuts a byte stream back into payloads."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payloads completed by ``data``. Raises :class:`FrameError` for a length beyond the limit."""
+        self._buffer += data
+        payloads = []
+        position = 0
+        while len(self._buffer) - position >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, position)
+            if length > MAX_FRAME_BYTES:
+                raise FrameError(f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}")
+            end = position + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            payloads.append(bytes(self._buffer[position + _LENGTH.size : end]))
+            position = end
+        del self._buffer[:position]
+        return payloads

@@ -1,0 +1,341 @@
+"""A worker role, chat or embed, as the daemon sees it: always asking the same object, whatever process serves it.
+
+The process is restarted with a jittered backoff when it dies. Requests it left unfinished run once more on the
+next process and fail with a named error when that one dies too.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from edged.errors import (
+    DeadlineError,
+    PromptTooLongError,
+    QueueFullError,
+    WorkerError,
+    WorkerLostError,
+    WorkerUnavailableError,
+)
+from edged.runtime.backoff import pause_seconds
+from edged.types import Segment
+from edged.workers.process import ENGINE_COMMAND, WorkerProcess
+from edged.workers.protocol import (
+    Alive,
+    Cancel,
+    Embed,
+    Failed,
+    Finished,
+    FrameError,
+    Generate,
+    Piece,
+    Ready,
+    Reply,
+    Vectors,
+    WorkerSettings,
+)
+from edged.workers.state import WorkerState, check_move
+
+SMALLEST_PAUSE_SECONDS = 0.1
+LARGEST_PAUSE_SECONDS = 30.0
+STALLED_AFTER_SECONDS = 60.0
+LOOP_OF_CRASHES = 4
+RUNS = 2
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """The worker died; what it sent for this request is void and the request runs once more."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request between its arrival and its last reply."""
+
+    request: Generate | Embed
+    expires: float | None
+    runs: int = 0
+    replies: asyncio.Queue[Reply | Lost | WorkerError] = field(default_factory=asyncio.Queue)
+
+
+class Worker:
+    """One role. ``on_state`` hears every change of state, with a sentence on why."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        socket_path: Path,
+        *,
+        on_state: Callable[[WorkerState, str], None],
+        command: Sequence[str] = ENGINE_COMMAND,
+    ) -> None:
+        self.settings = settings
+        self.restarts = 0
+        self.ready: Ready | None = None
+        self._socket_path = socket_path
+        self._command = command
+        self._on_state = on_state
+        self._state = WorkerState.STOPPED
+        self._pending: dict[int, _Pending] = {}
+        self._next_id = 1
+        self._failures = 0
+        self._settled = asyncio.Event()
+        self._process: WorkerProcess | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("worker").bind(kind=settings.kind)
+
+    @property
+    def state(self) -> WorkerState:
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child that serves now."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that have no last reply yet."""
+        return len(self._pending)
+
+    def start(self) -> None:
+        """Begin serving; returns at once, requests wait for the process to be ready."""
+        self._move(WorkerState.STARTING, "starting")
+        self._serving = asyncio.create_task(self._serve(), name=f"worker-{self.settings.kind}")
+
+    async def settled(self) -> None:
+        """Return once the first start has either succeeded or failed."""
+        await self._settled.wait()
+
+    async def stop(self) -> None:
+        """End the process; unfinished requests fail. Idempotent."""
+        if self._serving is None:
+            return
+        self._move(WorkerState.STOPPING, "stopping")
+        self._serving.cancel()
+        await asyncio.gather(self._serving, return_exceptions=True)
+        self._serving = None
+        self._fail_all(WorkerUnavailableError(f"the {self.settings.kind} worker is stopping"))
+        self._move(WorkerState.STOPPED, "stopped")
+
+    async def generate(
+        self,
+        prompt: Sequence[Segment],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        repeat_penalty: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        deadline_seconds: float | None = None,
+    ) -> AsyncGenerator[Piece | Lost | Finished, None]:
+        """Stream a generation; the last item is :class:`Finished`. Closing the iterator cancels the work.
+
+        Raises :class:`WorkerError`: queue full, prompt too long, deadline exceeded, lost twice, unavailable.
+        """
+        pending = self._submit(
+            Generate(
+                id=self._take_id(),
+                prompt=tuple(prompt),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                repeat_penalty=repeat_penalty,
+                seed=seed,
+                stop=tuple(stop),
+                deadline_seconds=deadline_seconds,
+            ),
+            deadline_seconds,
+        )
+        try:
+            while True:
+                match await pending.replies.get():
+                    case Finished() as last:
+                        yield last
+                        return
+                    case Piece() | Lost() as item:
+                        yield item
+                    case WorkerError() as error:
+                        raise error
+        finally:
+            self._forget(pending)
+
+    async def embed(self, texts: Sequence[str]) -> FloatArray:
+        """Vectors of unit length, shape (texts, dimensions), in the order of the texts.
+
+        Raises :class:`WorkerError` as :meth:`generate` does.
+        """
+        pending = self._submit(Embed(self._take_id(), tuple(texts)), None)
+        try:
+            while True:
+                match await pending.replies.get():
+                    case Vectors(dimensions=dimensions, data=data):
+                        return np.frombuffer(data, dtype="<f4").reshape(len(texts), dimensions)
+                    case WorkerError() as error:
+                        raise error
+        finally:
+            self._forget(pending)
+
+    # --- requests --------------------------------------------------------------------------------------
+
+    def _take_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    def _submit(self, request: Generate | Embed, deadline_seconds: float | None) -> _Pending:
+        settings = self.settings
+        if self._state in (WorkerState.STOPPED, WorkerState.STOPPING) or self._failures >= LOOP_OF_CRASHES:
+            raise WorkerUnavailableError(
+                f"the {settings.kind} worker is {self._state.value}", hint="see the conditions in /health"
+            )
+        if len(self._pending) >= settings.queue_limit + settings.sequences:
+            raise QueueFullError(
+                f"{len(self._pending)} requests are before this one",
+                hint="ask again later, or raise queue_limit",
+            )
+        expires = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+        pending = _Pending(request, expires)
+        self._pending[request.id] = pending
+        if self._state is WorkerState.READY:
+            self._send(pending)
+        return pending
+
+    def _send(self, pending: _Pending) -> None:
+        """Hand a request to the process, with what is left of its time."""
+        assert self._process is not None
+        pending.runs += 1
+        request = pending.request
+        if isinstance(request, Generate) and pending.expires is not None:
+            left = max(0.0, pending.expires - time.monotonic())
+            request = msgspec.structs.replace(request, deadline_seconds=left)
+        self._process.send(request)
+
+    def _forget(self, pending: _Pending) -> None:
+        """The asker has its last reply, or went away: then the worker must stop working on it."""
+        if self._pending.pop(pending.request.id, None) is None:
+            return
+        if self._process is not None and self._state is WorkerState.READY:
+            self._process.send(Cancel(pending.request.id))
+
+    def _deliver(self, reply: Reply) -> None:
+        match reply:
+            case Failed(id=request_id, code=code, message=message):
+                pending = self._pending.pop(request_id, None)
+                if pending is not None:
+                    pending.replies.put_nowait(_error(code, message))
+            case Finished(id=request_id) | Vectors(id=request_id):
+                pending = self._pending.pop(request_id, None)
+                if pending is not None:
+                    pending.replies.put_nowait(reply)
+            case Piece(id=request_id):
+                pending = self._pending.get(request_id)
+                if pending is not None:
+                    pending.replies.put_nowait(reply)
+
+    def _fail_all(self, error: WorkerError) -> None:
+        for pending in self._pending.values():
+            pending.replies.put_nowait(error)
+        self._pending.clear()
+
+    # --- the process -----------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Run one process after another until cancelled."""
+        while True:
+            reason = await self._serve_one()
+            self._failures += 1
+            self.restarts += 1
+            self._settle_after_death(reason)
+            self._move(WorkerState.BACKOFF, reason)
+            await asyncio.sleep(
+                pause_seconds(
+                    self._failures,
+                    smallest=SMALLEST_PAUSE_SECONDS,
+                    largest=LARGEST_PAUSE_SECONDS,
+                    random=random.random(),  # noqa: S311 - jitter, no secret
+                )
+            )
+            self._move(WorkerState.STARTING, f"starting again after: {reason}")
+
+    async def _serve_one(self) -> str:
+        """Serve with one process until it is gone; returns why."""
+        try:
+            process = await WorkerProcess.start(self.settings, self._socket_path, self._command)
+        except WorkerError as error:
+            return error.message
+        self._process, self.ready = process, process.ready
+        reason = "hung up"
+        try:
+            self._move(WorkerState.READY, process.ready.description)
+            for pending in self._pending.values():
+                self._send(pending)
+            await self._relay(process)
+        except FrameError as error:
+            reason = f"sent garbage: {error}"
+        except TimeoutError:
+            reason = f"made no progress for {STALLED_AFTER_SECONDS:.0f} s"
+        finally:
+            self._process = None
+            # Cancelled here means stopping; a process that hung up or stalled is not waited for.
+            grace = 5.0 if self._state is WorkerState.STOPPING else 0.5
+            ending = await asyncio.shield(process.end(grace))
+        return f"{reason}, {ending}"
+
+    async def _relay(self, process: WorkerProcess) -> None:
+        async with contextlib.aclosing(process.replies()) as replies:
+            while True:
+                # While nothing is asked, silence is right; while something is, the worker says it is alive.
+                limit = STALLED_AFTER_SECONDS if self._pending else None
+                try:
+                    async with asyncio.timeout(limit):
+                        reply = await anext(replies)
+                except StopAsyncIteration:
+                    return
+                if not isinstance(reply, Alive | Ready):
+                    self._failures = 0
+                    self._deliver(reply)
+
+    def _settle_after_death(self, reason: str) -> None:
+        """Decide for each unfinished request whether it runs again."""
+        hopeless = self._failures >= LOOP_OF_CRASHES
+        for request_id, pending in list(self._pending.items()):
+            if pending.runs < RUNS and not hopeless:
+                pending.replies.put_nowait(Lost())
+                continue
+            del self._pending[request_id]
+            pending.replies.put_nowait(self._obituary(pending.runs, reason))
+
+    def _obituary(self, runs: int, reason: str) -> WorkerError:
+        if not runs:
+            return WorkerUnavailableError(
+                f"no {self.settings.kind} worker: {reason}", hint="see the conditions in /health and the daemon's log"
+            )
+        return WorkerLostError(
+            f"the {self.settings.kind} worker died under this request, {runs} times: {reason}",
+            hint="see the daemon's log; a model too large for the memory is a common cause",
+        )
+
+    def _move(self, state: WorkerState, why: str) -> None:
+        check_move(self._state, state)
+        self._log.info("worker_state", old=self._state.value, new=state.value, why=why, pid=self.pid)
+        self._state = state
+        if state is not WorkerState.STARTING:
+            self._settled.set()
+        self._on_state(state, why)
+
+
+REFUSALS: tuple[type[WorkerError], ...] = (QueueFullError, PromptTooLongError, DeadlineError)
+
+
+def _error(code: str, message: str) -> WorkerError:
+    """The daemon's error for a code a worker sent."""
+    kind = next((kind for kind in REFUSALS if kind.code == code), WorkerError)
+    return kind(message)
