@@ -96,7 +96,7 @@ class Dispatcher:
         self._working.pop(event_id, None)
         if not task.cancelled() and task.exception() is not None:
             # The store would not take the outcome; the event is still open and will be taken again.
-            self._log.error("event_not_closed", event=event_id, error=str(task.exception()))
+            self._log.error("event_not_closed", event_id=event_id, error=str(task.exception()))
             asyncio.get_running_loop().call_later(1.0, self.wake)
             return
         self.wake()
@@ -107,7 +107,7 @@ class Dispatcher:
             seconds = self._clock() - event.received_at
             self._on_closed(event, outcome, seconds)
             self._log.info(
-                "event_closed", event=event.id, topic=event.topic, outcome=outcome.value, seconds=round(seconds, 4)
+                "event_closed", event_id=event.id, topic=event.topic, outcome=outcome.value, seconds=round(seconds, 4)
             )
 
     async def _outcome(self, event: Event) -> tuple[Outcome, bytes]:
@@ -125,7 +125,7 @@ class Dispatcher:
         except EdgedError as error:
             return Outcome.FAILED, self._rendering.error(event, error)
         except Exception as error:  # noqa: BLE001 - one event's defect must not block all the others behind it
-            self._log.exception("event_failed", event=event.id)
+            self._log.exception("event_failed", event_id=event.id)
             internal = EdgedError(f"answering failed: {type(error).__name__}", hint="see the daemon's log")
             return Outcome.FAILED, self._rendering.error(event, internal)
         return Outcome.ANSWERED, self._rendering.answer(event, answer)

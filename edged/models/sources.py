@@ -358,7 +358,7 @@ def _append(response: httpx.Response, part: Path, have: int, progress: Progress)
     require_space(part.parent, remaining or 0)
     total = None if remaining is None else have + remaining
     with part.open("ab" if have else "wb") as writable:
-        for block in response.iter_raw(COPY_BYTES):
+        for block in response.iter_raw():  # a chunk size would lose what is gathered when the line breaks
             writable.write(block)
             have += len(block)
             progress(have, total)

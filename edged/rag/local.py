@@ -28,7 +28,9 @@ class LocalChat:
     def generate(
         self, prompt: Sequence[Segment], *, max_tokens: int, deadline_seconds: float | None
     ) -> AsyncGenerator[Piece | Lost | Finished, None]:
-        return self._worker.generate(prompt, max_tokens=max_tokens, deadline_seconds=deadline_seconds)
+        return self._worker.generate(
+            prompt, max_tokens=max_tokens, stop=self._template.stop, deadline_seconds=deadline_seconds
+        )
 
 
 class LocalEmbedder:

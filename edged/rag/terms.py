@@ -28,8 +28,10 @@ def stem(word: str) -> str:
     lower = word.lower().removesuffix("'s").removesuffix("’s")
     for suffix in _SUFFIXES:
         if lower.endswith(suffix) and len(lower) - len(suffix) >= _SHORTEST_STEM:
-            return lower.removesuffix(suffix)
-    return lower
+            lower = lower.removesuffix(suffix)
+            break
+    doubled = len(lower) > _SHORTEST_STEM and lower[-1] == lower[-2] and lower[-1].isalpha()
+    return lower[:-1] if doubled else lower  # stopped, stop
 
 
 def content_terms(text: str) -> list[str]:

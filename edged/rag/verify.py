@@ -4,6 +4,7 @@ Small models invent numbers fluently, and a wrong "12 bar" is the most dangerous
 The check is by rule: it refuses a rightful paraphrase now and then, which costs only the generated wording.
 """
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -194,7 +195,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 def verify(answer: str, evidence: Sequence[str]) -> list[str]:
-    """The numbers (with their unit) and codes of the answer that the evidence does not hold, in order.
+    """The numbers (with their unit) and codes of the answer that the evidence does not hold: codes, then numbers.
 
     ``evidence`` are the cited sentences and the event's text. An empty list means that the answer stands.
     Tokens come as compared: ``seven bar`` is reported as ``7 bar``.
@@ -205,9 +206,9 @@ def verify(answer: str, evidence: Sequence[str]) -> list[str]:
     claimed = _LIST_NUMBER.sub(" ", _CITATION.sub(" ", _normalised(answer)))
     codes, remaining = _codes(claimed)
     unsupported = [code for code in codes if not _holds_code(code, joined)]
-    for claim in _claims(remaining):
-        if not _holds(claim, held) and not _holds_as_code(claim, joined):
-            unsupported.append(claim.text)
+    unsupported += [
+        claim.text for claim in _claims(remaining) if not _holds(claim, held) and not _holds_as_code(claim, joined)
+    ]
     return list(dict.fromkeys(unsupported))
 
 
@@ -372,7 +373,7 @@ def _code_pattern(code: str) -> re.Pattern[str]:
     """Dashes, spaces and case do not matter where letters meet digits; two numbers must stay apart."""
     pieces = _CODE_PIECE.findall(code.lower())
     pattern = re.escape(pieces[0])
-    for before, piece in zip(pieces, pieces[1:], strict=False):
+    for before, piece in itertools.pairwise(pieces):
         needed = before.isdigit() and piece.isdigit()
         pattern += (r"[-/._^\s]" if needed else r"[-/._^\s]?") + re.escape(piece)
     return re.compile(rf"(?<![a-z0-9]){pattern}(?![a-z0-9]|\.\d)")

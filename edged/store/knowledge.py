@@ -21,6 +21,7 @@ from edged.store.keywords import index_text, match_query
 from edged.store.vectors import FloatArray, VectorIndex
 from edged.types import Chunk, DocumentInfo, Ingested, Passage, Sentence
 
+# On the English half of XQuAD, weights of title and headings from 0.5 to 2 find alike; 0 and 4 find less.
 HEADINGS_WEIGHT = 1.0
 TEXT_WEIGHT = 1.0
 
@@ -136,7 +137,7 @@ class KnowledgeStore:
         collection: str,
         document_id: str,
         title: str,
-        format: str,  # noqa: A002 - named as in DocumentInfo
+        format: str,
         text: str,
         sha256: str,
         embedder: str,

@@ -399,7 +399,7 @@ async def test_signals_stay_ours() -> None:
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-async def test_stopping_lets_an_answer_finish_within_the_grace(door: Door) -> None:
+async def test_stopping_lets_an_answer_finish_within_the_grace() -> None:
     release = asyncio.Event()
 
     class Slow(ScriptedAnswers):
@@ -408,8 +408,9 @@ async def test_stopping_lets_an_answer_finish_within_the_grace(door: Door) -> No
             await release.wait()
             yield answer("late")
 
-    door.answers = Slow()
-    async with door.open():
+    opened = Door()
+    opened.answers = Slow()
+    async with opened.open() as door:
         asked = asyncio.create_task(door.client.post("/v1/query", json={"query": "Why?"}))
         await door.answers.waiting.wait()
         stopping = asyncio.create_task(door.server.stop(30))

@@ -1,0 +1,82 @@
+"""Fixtures for all tests: the event loop is guarded against blocking calls; brokers, ports and models to use."""
+
+import inspect
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+from edged.config import Config
+from edged.errors import EdgedError
+from edged.models.catalog import Catalog
+from tests.broker import Mosquitto, find_free_port
+
+MAY_BLOCK = {
+    # A stat, mkdir or unlink of the worker's socket file on the local disk is not worth a thread.
+    "edged/workers/process.py": {"_listen", "start"},
+    # Before the daemon serves anybody, nobody waits for the loop.
+    "edged/daemon.py": {"_only_one", "_api_key"},
+    "edged/hardware/detect.py": {"cpu"},
+}
+"""Functions of edged that may block the loop, by file, each with its reason."""
+
+
+@pytest.fixture(autouse=True)
+def loop_guard(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
+    """In asynchronous tests, a blocking call made from edged's code on the event loop raises BlockingError."""
+    if not inspect.iscoroutinefunction(getattr(request, "function", None)):
+        yield None
+        return
+    with blockbuster_ctx("edged") as guard:
+        for file, functions in MAY_BLOCK.items():
+            for guarded in guard.functions.values():
+                guarded.can_block_in(file, functions)
+        yield guard
+
+
+@pytest.fixture(scope="session")
+def models_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home directory whose ``models/`` holds both default models. Leave it as it is; link the files elsewhere."""
+    home = tmp_path_factory.mktemp("home")
+    defaults = Config()
+    catalog = Catalog(home / "models", defaults.models_cache_dir)
+    try:
+        for name in (defaults.chat.model, defaults.embed.model):
+            catalog.pull(name)
+    except EdgedError as error:
+        pytest.skip(f"the default models cannot be had: {error.message}")
+    return home
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on."""
+    return find_free_port()
+
+
+@pytest.fixture
+def make_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
+    """``make_mosquitto(options="allow_anonymous true", port=None)``: a broker of the test's own, running."""
+    if shutil.which("mosquitto") is None:
+        pytest.skip("mosquitto is not installed")
+    made: list[Mosquitto] = []
+
+    def make(options: str = "allow_anonymous true", port: int | None = None) -> Mosquitto:
+        folder = tmp_path / f"mosquitto-{len(made)}"
+        folder.mkdir()
+        broker = Mosquitto(folder, port or find_free_port(), options)
+        made.append(broker)
+        broker.start()
+        return broker
+
+    yield make
+    for broker in made:
+        broker.stop()
+
+
+@pytest.fixture
+def mosquitto(make_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
+    """A running broker that anybody may use: ``port``, ``url``, ``stop()``, ``kill()``, ``start()``."""
+    return make_mosquitto()
