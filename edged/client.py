@@ -2,7 +2,7 @@
 
 import json
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -39,7 +39,7 @@ class Client:
         self._http = httpx.Client(
             base_url=base_url,
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
-            verify=_trusting(certificate) if certificate is not None else False,
+            verify=_trusting(certificate) if certificate is not None else base_url.startswith("https"),
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # a slow device may think for long
             transport=transport,
             trust_env=False,  # no proxy stands between us and our own device
@@ -70,7 +70,7 @@ class Client:
         except ValidationError as error:
             raise self._foreign(response) from error
 
-    def ask(self, query: wire.QueryRequest) -> Iterator[AskEvent]:
+    def ask(self, query: wire.QueryRequest) -> Generator[AskEvent, None, None]:
         """The answer as it grows; the finished one comes last. Closing the iterator cancels the work."""
         request = self._http.build_request(
             "POST",

@@ -155,7 +155,7 @@ class Rag(Section):
     budget_tokens: int = Field(160, ge=16, description="Tokens of cited sentences in a prompt.")
     max_tokens: int = Field(96, ge=1, description="Longest answer, tokens, when the question does not say.")
     near: float = Field(
-        0.30, ge=-1, le=1, description="Cosine below which, with no telling keyword, nothing was found."
+        0.40, ge=-1, le=1, description="Cosine below which, with no telling keyword, nothing was found."
     )
 
 

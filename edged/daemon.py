@@ -17,16 +17,15 @@ from fastapi import FastAPI
 
 from edged import log
 from edged.config import Config, split_listen
-from edged.errors import ConfigError, DiskFullError, EdgedError, ModelError
+from edged.errors import ConfigError, DiskFullError, ModelError
 from edged.events.admission import Admission
 from edged.events.dispatch import Dispatcher
 from edged.events.event import Event, Outcome
 from edged.events.inbox import Accepted, Inbox
 from edged.events.outbox import Outbox
 from edged.events.trigger import TopicRule
-from edged.gateway import wire
 from edged.gateway.http import HttpServer, create_app, is_loopback
-from edged.gateway.mqtt import MqttGateway
+from edged.gateway.mqtt import MqttGateway, Rendering
 from edged.hardware import detect, placement
 from edged.models.catalog import Catalog
 from edged.models.gguf import GgufHeader, read_header
@@ -42,7 +41,6 @@ from edged.runtime.metrics import Metrics
 from edged.runtime.supervise import Supervisor
 from edged.status import StatusBoard
 from edged.store.knowledge import KnowledgeStore
-from edged.types import Answer
 from edged.workers.process import ENGINE_COMMAND
 from edged.workers.protocol import WorkerSettings
 from edged.workers.state import WorkerState
@@ -60,7 +58,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     header: GgufHeader
     identity: str
-    template: TemplateSource
+    template: ChatTemplate | None
     prefixes: Prefixes
 
 
@@ -182,7 +180,7 @@ def _start_events(
     dispatcher = Dispatcher(
         inbox,
         answerer,
-        _JsonRendering(),
+        Rendering(),
         decide=mqtt.decide,
         concurrency=config.events.concurrency,
         on_closed=closed,
@@ -210,10 +208,9 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def chat(self) -> LocalChat | None:
-        if self.chat_model is None or self.chat_worker is None:
+        if self.chat_model is None or self.chat_worker is None or self.chat_model.template is None:
             return None
-        template = ChatTemplate.of(self.chat_model.template, self.chat_model.header)
-        return LocalChat(self.chat_worker, template, self.chat_model.identity)
+        return LocalChat(self.chat_worker, self.chat_model.template, self.chat_model.identity)
 
     @property
     def embedder(self) -> LocalEmbedder | None:
@@ -225,10 +222,7 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
 async def _start_models(
     stack: contextlib.AsyncExitStack, config: Config, health: Health, command: Sequence[str]
 ) -> Models:
-    catalog = Catalog(config.models_dir, config.models_cache_dir)
-    find = functools.partial(_find_model, catalog, health)
-    chat = await asyncio.to_thread(find, config.chat.model, config.chat.path, conditions.CHAT_MODEL_MISSING)
-    embed = await asyncio.to_thread(find, config.embed.model, config.embed.path, conditions.EMBED_MODEL_MISSING)
+    chat, embed = await asyncio.to_thread(_find_models, config, health)
     threads = placement.place(detect.cpu(), chat_threads=config.chat.threads, embed_threads=config.embed.threads)
     start = functools.partial(_start_worker, stack, config, health, command)
     return Models(
@@ -239,16 +233,28 @@ async def _start_models(
     )
 
 
-def _find_model(catalog: Catalog, health: Health, name: str, path: Path | None, missing: ConditionKind) -> Model | None:
+def _find_models(config: Config, health: Health) -> tuple[Model | None, Model | None]:
+    find = functools.partial(_find_model, Catalog(config.models_dir, config.models_cache_dir), health)
+    return (
+        find(config.chat.model, config.chat.path, conditions.CHAT_MODEL_MISSING, chats=True),
+        find(config.embed.model, config.embed.path, conditions.EMBED_MODEL_MISSING, chats=False),
+    )
+
+
+def _find_model(
+    catalog: Catalog, health: Health, name: str, path: Path | None, missing: ConditionKind, *, chats: bool
+) -> Model | None:
     """The model a section names; a missing or broken one is a condition, and the rest keeps serving."""
     try:
         info = None if path is not None else catalog.info(name)
         file = path if path is not None else catalog.path(name)
+        header = read_header(file)
+        source: TemplateSource = "gguf" if header.chat_template else "plain"
         return Model(
             path=file,
-            header=read_header(file),
+            header=header,
             identity=catalog.identity(name if path is None else path),
-            template=info.template if info else "gguf",
+            template=ChatTemplate.of(info.template if info else source, header) if chats else None,
             prefixes=info.prefixes if info else Prefixes(),
         )
     except ModelError as error:
@@ -318,16 +324,6 @@ def _shown(model: Model | None, name: str) -> str:
 
 
 # --- parts -----------------------------------------------------------------------------------------
-
-
-class _JsonRendering:
-    """Answers and errors of events as MQTT shows them."""
-
-    def answer(self, event: Event, answer: Answer) -> bytes:
-        return wire.encode(wire.answer_body(event.id, answer))
-
-    def error(self, event: Event, error: EdgedError) -> bytes:
-        return wire.encode(wire.error_body(event.id, error))
 
 
 @contextlib.contextmanager

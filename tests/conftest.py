@@ -19,6 +19,9 @@ MAY_BLOCK = {
     # Before the daemon serves anybody, nobody waits for the loop.
     "edged/daemon.py": {"_only_one", "_api_key"},
     "edged/hardware/detect.py": {"cpu"},
+    # The traceback of a defect is read from the source files; it must not be cut short for speed.
+    "/traceback.py": {"print_exception"},
+    "structlog/dev.py": {"__call__"},
 }
 """Functions of edged that may block the loop, by file, each with its reason."""
 

@@ -216,9 +216,13 @@ class _Sensor:
         client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"demo-sensor-{os.getpid()}")
         sensor = cls(client)
         subscribed: queue.Queue[None] = queue.Queue()
+
+        def listen(_client: paho.Client, *_: object) -> None:
+            client.subscribe(f"{answer_prefix}/#", qos=1)
+
+        client.on_connect = listen
         client.on_subscribe = lambda *_: subscribed.put(None)
         client.connect(host, port)
-        client.subscribe(f"{answer_prefix}/#", qos=1)  # paho sends it once the broker has said yes
         client.loop_start()
         try:
             subscribed.get(timeout=ANSWER_TIMEOUT_SECONDS)

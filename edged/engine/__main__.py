@@ -45,7 +45,7 @@ def main() -> int:
     connection.connect(path)
     try:
         return _serve(connection, settings)
-    except BrokenPipeError:
+    except ConnectionError:
         return 0  # the daemon is gone
     except (LlamaError, FrameError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the daemon reads a worker's last words from its stderr

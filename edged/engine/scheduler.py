@@ -87,7 +87,7 @@ class Scheduler:
             )
         if len(self._waiting) >= self._queue_limit:
             raise RefusedError("queue_full", f"{self._queue_limit} requests are waiting already")
-        job.max_tokens = min(job.max_tokens, self._context_tokens - job.prompt_tokens)
+        job.max_tokens = max(1, min(job.max_tokens, self._context_tokens - job.prompt_tokens))
         self._waiting.append(job)
 
     def end(self, job_id: int) -> Job | None:

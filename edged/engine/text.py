@@ -26,10 +26,11 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += text
-        cut = min((at for at in (self._held.find(stop) for stop in self._stop) if at >= 0), default=-1)
-        if cut >= 0:
+        # The one complete first, wherever the tokens were cut: of "bc" and "abcd", "abcd" stops at its "bc".
+        found = ((at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0)
+        if complete := min(found, default=None):
             self.stopped = True
-            certain, self._held = self._held[:cut], ""
+            certain, self._held = self._held[: complete[1]], ""
             return certain
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         split = len(self._held) - keep

@@ -25,14 +25,14 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edged.config import Mqtt, split_broker_url
 from edged.errors import ConfigError, EdgedError, PayloadTooLargeError, RequestError
 from edged.events.admission import Admission
-from edged.events.event import Event, Incoming, Outgoing
+from edged.events.event import Event, Incoming, Outgoing, answer_id
 from edged.events.inbox import Accepted, Inbox
 from edged.events.outbox import DisconnectedError, PublishRefusedError
 from edged.events.trigger import TopicRule, question_from_value, rule_for
-from edged.gateway.wire import QueryRequest, encode, error_body, parse_query
+from edged.gateway.wire import QueryRequest, answer_body, encode, error_body, parse_query
 from edged.runtime.backoff import pause_seconds
 from edged.runtime.health import MQTT_DOWN, Health
-from edged.types import Delta, Question, Restarted
+from edged.types import Answer, Delta, Question, Restarted
 
 UNSUPPORTED_PROTOCOL_VERSION = 132  # MQTT 5.0, section 3.2.2.2
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -388,7 +388,7 @@ class MqttGateway:
             if refusal is None:
                 accepted = await self._inbox.accept(incoming)
             else:
-                accepted = await self._inbox.reject(incoming, lambda event_id: encode(error_body(event_id, refusal)))
+                accepted = await self._inbox.reject(incoming, lambda event_id: error_message(event_id, refusal))
         except EdgedError as error:
             self._log.error("event_not_accepted", topic=message.topic, code=error.code, error=error.message)
             return
@@ -446,6 +446,21 @@ class MqttGateway:
         if rule is not None:
             return question_from_value(rule, event.topic, event.payload)
         return parse_query(event.payload).question()
+
+
+class Rendering:
+    """Answers and errors as the senders of events see them."""
+
+    def answer(self, event: Event, answer: Answer) -> bytes:
+        return encode({**answer_body(event.id, answer), "answer_id": answer_id(event.id)})
+
+    def error(self, event: Event, error: EdgedError) -> bytes:
+        return error_message(event.id, error)
+
+
+def error_message(event_id: str, error: EdgedError) -> bytes:
+    """The message of an event that got no answer; receivers drop repetitions by ``answer_id``."""
+    return encode({**error_body(event_id, error), "answer_id": answer_id(event_id)})
 
 
 def _reply_topic(message: _Message) -> str | None:

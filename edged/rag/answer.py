@@ -14,6 +14,7 @@ from edged.rag.cite import check, citation
 from edged.rag.degrade import MARGIN_SECONDS, Plan, Speed, plan
 from edged.rag.retrieve import Retrieval, Retriever
 from edged.rag.select import Candidate, select
+from edged.store.keywords import codes
 from edged.types import Answer, AnswerEvent, Citation, Delta, Question, Restarted, Segment, Step, Timings
 from edged.workers.protocol import Finished, Piece
 from edged.workers.worker import Lost
@@ -118,7 +119,8 @@ class Answerer:
                         work.finished(item)
                         self._learn(item)
         text = work.spoken.strip()
-        cited, unsupported = check(text, shown, [question.text, question.evidence])
+        # What the question claims is no evidence, except that it names the code or part it asks about.
+        cited, unsupported = check(text, shown, [question.evidence, *codes(question.text)])
         if text and not unsupported:
             note = "" if chosen.step == "generated" else "a smaller budget of sentences, to meet the deadline"
             yield self._finish(work.answer(chosen.step, text, tuple(cited), note))

@@ -6,7 +6,10 @@ Methods", SIGIR 2009.
 
 from collections.abc import Sequence
 
-RANK_CONSTANT = 60.0
+# The paper's 60 is for long lists of equal worth. Over short lists, where being first means much, a small constant
+# finds more: XQuAD English, three equal rankings (see retrieve.py), R@1 on the fitting / confirming half of the
+# questions: 2 0.954 / 0.955, 5 0.950 / 0.948, 20 0.944 / 0.952, 60 0.941 / 0.952.
+RANK_CONSTANT = 2.0
 
 
 def fuse(rankings: Sequence[tuple[float, Sequence[int]]], *, constant: float = RANK_CONSTANT) -> list[int]:

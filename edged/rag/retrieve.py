@@ -1,5 +1,6 @@
-"""From a question to the passages nearest it: by meaning and by keyword, fused by rank."""
+"""From a question to the passages nearest it: by keyword, by meaning and by their best sentence, fused by rank."""
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,16 +11,21 @@ import numpy.typing as npt
 
 from edged.errors import WorkerError
 from edged.rag.fuse import fuse
-from edged.rag.verify import unsupported_words
+from edged.rag.verify import unsupported_words, verify
 from edged.store.keywords import codes
 from edged.store.knowledge import KnowledgeStore, StoredPassage
 
 FloatArray = npt.NDArray[np.float32]
 
-RANKED_PER_METHOD = 30
-VECTOR_WEIGHT = 1.0
-KEYWORD_WEIGHT = 1.0
+# The three rankings weigh alike. XQuAD English, R@1 and R@3 on all questions: keyword 0.936 and 0.977, vector 0.887
+# and 0.984, these two fused 0.938 and 0.992, with the best sentence 0.954 and 0.995; neither 1.5 for keywords nor
+# 0.5 for sentences is better on both halves of the questions. From 5 to 30 passages per method rank alike there;
+# 20 leaves room for larger collections.
+RANKED_PER_METHOD = 20
 TELLING_SHARE = 0.6
+"""A passage with this share of the question's words is near it, whatever the cosine."""
+
+_SERIES = re.compile(r"([A-Za-z]{1,3})[-_/.]?\d+(?:[-_/.]?[A-Za-z0-9]+)*\Z")
 
 
 class Embedder(Protocol):
@@ -74,16 +80,21 @@ class Retriever:
         )
 
     async def rank(self, question: str, vector: FloatArray | None, collection: str) -> "Ranking":
-        """Chunk ids by both methods and fused, best first."""
-        by_keyword = await self._store.keyword(collection, question, RANKED_PER_METHOD)
-        by_vector = [] if vector is None else await self._store.nearest(collection, vector, RANKED_PER_METHOD)
-        keyword_ids = [chunk_id for chunk_id, _ in by_keyword]
-        vector_ids = [chunk_id for chunk_id, _ in by_vector]
+        """Chunk ids by each method and fused, best first."""
+        found = await self._store.keyword(collection, question, RANKED_PER_METHOD)
+        by_keyword = tuple(chunk_id for chunk_id, _ in found)
+        if vector is None:
+            return Ranking(by_keyword, by_keyword=by_keyword)
+        nearest = await self._store.nearest(collection, vector, RANKED_PER_METHOD)
+        by_vector = tuple(chunk_id for chunk_id, _ in nearest)
+        by_sentence = by_best_sentence(
+            vector, await self._store.passages(tuple(dict.fromkeys((*by_keyword, *by_vector))))
+        )
         return Ranking(
-            ids=tuple(fuse([(VECTOR_WEIGHT, vector_ids), (KEYWORD_WEIGHT, keyword_ids)])),
-            by_vector=tuple(vector_ids),
-            by_keyword=tuple(keyword_ids),
-            best_cosine=by_vector[0][1] if by_vector else None,
+            tuple(fuse([(1.0, by_keyword), (1.0, by_vector), (1.0, by_sentence)])),
+            by_keyword=by_keyword,
+            by_vector=by_vector,
+            best_cosine=nearest[0][1] if nearest else None,
         )
 
     async def _embed(self, question: str) -> FloatArray | None:
@@ -101,27 +112,64 @@ class Retriever:
         passages: Sequence[StoredPassage],
         similarities: Sequence[Sequence[float | None]],
     ) -> bool:
-        """A vector close to the question, or a passage with its codes or most of its words."""
+        """A passage with the question's codes; where it names none, a vector close to it or most of its words.
+
+        A fault code or part number that stands nowhere near is not answered with its neighbour's text.
+        """
         if not passages:
             return False
         texts = [_searchable(passage) for passage in passages]
-        asked = codes(question)
-        if asked:
-            # A fault code or part number that stands nowhere near is not answered with its neighbour's text.
-            return any(code.casefold() in text.casefold() for code in asked for text in texts)
+        if (asked := named_codes(question)) and not holds_codes(asked, texts):
+            return False
         cosines = [value for values in similarities for value in values if value is not None]
-        if max([*cosines, ranked.best_cosine or 0.0]) >= self._near:
+        if asked or max([*cosines, ranked.best_cosine or 0.0]) >= self._near:
             return True
         return any(1.0 - unsupported_words(question, [text]) >= TELLING_SHARE for text in texts)
 
 
+def named_codes(question: str) -> list[str]:
+    """The fault codes, part and type numbers of a question: ``E-217``; but not ``20th``, ``4-20`` or ``pump-2``."""
+    return [code for code in codes(question) if _SERIES.match(code)]
+
+
+def holds_codes(asked: Sequence[str], texts: Sequence[str]) -> bool:
+    """Whether the texts hold what the codes name: at least one of them, and none is missing from its own series.
+
+    Where E-217 stands and E-999 was asked, E-999 is not there; but a plant's tag that no manual uses is no reason
+    to find nothing.
+    """
+    missing = [code for code in asked if verify(code, texts)]
+    listed = {_series(code) for text in texts for code in named_codes(text)}
+    return len(missing) < len(asked) and not any(_series(code) in listed for code in missing)
+
+
+def _series(code: str) -> str:
+    """The letters a code begins with."""
+    found = _SERIES.match(code)
+    return found[1].upper() if found else ""
+
+
 class Ranking(msgspec.Struct, frozen=True):
-    """What each method found and what both found together, chunk ids best first."""
+    """What each method found and what they found together (``ids``), chunk ids best first."""
 
     ids: tuple[int, ...]
-    by_vector: tuple[int, ...]
     by_keyword: tuple[int, ...]
-    best_cosine: float | None
+    by_vector: tuple[int, ...] = ()
+    best_cosine: float | None = None
+
+
+def by_best_sentence(vector: FloatArray, passages: Sequence[StoredPassage]) -> list[int]:
+    """Chunk ids by the cosine of each one's best sentence to the question, best first, ties to the smaller id.
+
+    A passage about the right subject is near as a whole; the one that answers has a sentence that is nearer still.
+    Passages with vectors of another embedder are left out.
+    """
+    best = {
+        passage.passage.chunk_id: max(cosine for cosine in _similarities(passage, vector) if cosine is not None)
+        for passage in passages
+        if passage.sentence_vectors is not None and len(passage.sentence_vectors)
+    }
+    return sorted(best, key=lambda chunk_id: (-best[chunk_id], chunk_id))
 
 
 def _similarities(passage: StoredPassage, vector: FloatArray | None) -> tuple[float | None, ...]:

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import sys
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
@@ -36,41 +37,61 @@ class WorkerProcess:
         self._reader = reader
         self._writer = writer
         self._frames = FrameBuffer()
+        self._payloads: deque[bytes] = deque()
         self.ready: Ready
 
     @classmethod
     async def start(
-        cls, settings: WorkerSettings, socket_path: Path, command: Sequence[str] = ENGINE_COMMAND
+        cls,
+        settings: WorkerSettings,
+        socket_path: Path,
+        command: Sequence[str] = ENGINE_COMMAND,
+        *,
+        load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS,
     ) -> "WorkerProcess":
         """Spawn the worker and wait until its model is loaded.
 
-        Raises :class:`WorkerError` with the worker's last words when it ends or stalls before that.
+        Raises :class:`WorkerError`: with the worker's last words when it ends or stalls before that, with the system's
+        when it cannot be started.
         """
-        listener = _listen(socket_path)
         try:
-            child = await _Child.spawn(settings, socket_path, command)
+            listener = _listen(socket_path)
             try:
-                async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
-                    return await cls._meet(listener, child)
-            except BaseException as error:
-                ending = await child.reap(grace_seconds=1.0 if isinstance(error, WorkerError) else 0.0)
-                if not isinstance(error, WorkerError | FrameError | TimeoutError):
-                    raise
-                raise WorkerError(
-                    f"the {settings.kind} worker did not become ready: {ending}",
-                    hint="check the model file with 'edged models verify'",
-                    model=settings.model,
-                ) from error
-        finally:
-            listener.close()
-            socket_path.unlink(missing_ok=True)
+                child = await _Child.spawn(settings, socket_path, command)
+                return await cls._load(settings, listener, child, load_timeout_seconds)
+            finally:
+                listener.close()
+                socket_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise WorkerError(
+                f"the {settings.kind} worker cannot be started: {error}",
+                hint="check free memory, free disk space and the rights on the home directory",
+            ) from error
+
+    @classmethod
+    async def _load(
+        cls, settings: WorkerSettings, listener: socket.socket, child: "_Child", timeout_seconds: float
+    ) -> "WorkerProcess":
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await cls._meet(listener, child)
+        except BaseException as error:
+            ending = await child.reap(grace_seconds=1.0 if isinstance(error, WorkerError) else 0.0)
+            if not isinstance(error, WorkerError | FrameError | TimeoutError):
+                raise
+            raise WorkerError(
+                f"the {settings.kind} worker did not become ready: {ending}",
+                hint="check the model file with 'edged models verify'",
+                model=settings.model,
+            ) from error
 
     @classmethod
     async def _meet(cls, listener: socket.socket, child: "_Child") -> "WorkerProcess":
         reader, writer = await _accept(listener, child.process)
         worker = cls(child, reader, writer)
         try:
-            first = await anext(worker.replies(), None)
+            async with contextlib.aclosing(worker.replies()) as replies:
+                first = await anext(replies, None)
             if not isinstance(first, Ready):
                 raise WorkerError(f"expected the worker to say it is ready, not {first!r}")
         except BaseException:
@@ -91,15 +112,20 @@ class WorkerProcess:
     async def replies(self) -> AsyncGenerator[Reply, None]:
         """Replies in order until the child hangs up. Raises :class:`FrameError` for garbage."""
         try:
-            while data := await self._reader.read(1 << 16):
-                for payload in self._frames.feed(data):
-                    yield decode_reply(payload)
+            while True:
+                while self._payloads:
+                    yield decode_reply(self._payloads.popleft())
+                data = await self._reader.read(1 << 16)
+                if not data:
+                    return
+                self._payloads.extend(self._frames.feed(data))
         except ConnectionError:
             return
 
     async def end(self, grace_seconds: float = 5.0) -> str:
         """Hang up, wait, and kill what is still there. Returns how it ended, with its last words."""
-        self._writer.close()
+        # Not close(): it would first write out everything to a child that may have stopped reading.
+        self._writer.transport.abort()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
         return await self._child.reap(grace_seconds)

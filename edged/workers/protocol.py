@@ -131,8 +131,11 @@ class FrameError(ValueError):
 
 
 def encode(message: Request | Reply) -> bytes:
-    """One message as a frame."""
-    payload = _encoder.encode(message)
+    """One message as a frame. Raises :class:`FrameError` when it is too long or its text is no Unicode."""
+    try:
+        payload = _encoder.encode(message)
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can carry
+        raise FrameError(f"a text that UTF-8 cannot hold: {error.reason}") from error
     if len(payload) > MAX_FRAME_BYTES:
         raise FrameError(f"a message of {len(payload)} bytes exceeds the frame limit of {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(payload)) + payload
@@ -149,7 +152,7 @@ def decode_reply(payload: bytes) -> Reply:
 def _decode(decoder: msgspec.msgpack.Decoder[M], payload: bytes) -> M:
     try:
         return decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"not a message of this protocol: {error}") from error
 
 

@@ -27,7 +27,7 @@ from edged.errors import (
 )
 from edged.runtime.backoff import pause_seconds
 from edged.types import Segment
-from edged.workers.process import ENGINE_COMMAND, WorkerProcess
+from edged.workers.process import ENGINE_COMMAND, LOAD_TIMEOUT_SECONDS, WorkerProcess
 from edged.workers.protocol import (
     Alive,
     Cancel,
@@ -41,6 +41,7 @@ from edged.workers.protocol import (
     Reply,
     Vectors,
     WorkerSettings,
+    encode,
 )
 from edged.workers.state import WorkerState, check_move
 
@@ -64,11 +65,16 @@ class _Pending:
     request: Generate | Embed
     expires: float | None
     runs: int = 0
+    running: bool = False
     replies: asyncio.Queue[Reply | Lost | WorkerError] = field(default_factory=asyncio.Queue)
 
 
 class Worker:
-    """One role. ``on_state`` hears every change of state, with a sentence on why."""
+    """One role. ``on_state`` hears every change of state, with a sentence on why.
+
+    A process is given up when it is silent under a request for ``stalled_after_seconds``, or has not loaded its model
+    after ``load_timeout_seconds``.
+    """
 
     def __init__(
         self,
@@ -77,12 +83,16 @@ class Worker:
         *,
         on_state: Callable[[WorkerState, str], None],
         command: Sequence[str] = ENGINE_COMMAND,
+        stalled_after_seconds: float = STALLED_AFTER_SECONDS,
+        load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS,
     ) -> None:
         self.settings = settings
         self.restarts = 0
         self.ready: Ready | None = None
         self._socket_path = socket_path
         self._command = command
+        self._stalled_after_seconds = stalled_after_seconds
+        self._load_timeout_seconds = load_timeout_seconds
         self._on_state = on_state
         self._state = WorkerState.STOPPED
         self._pending: dict[int, _Pending] = {}
@@ -90,6 +100,7 @@ class Worker:
         self._failures = 0
         self._settled = asyncio.Event()
         self._process: WorkerProcess | None = None
+        self._silence: asyncio.Timeout | None = None
         self._serving: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("worker").bind(kind=settings.kind)
 
@@ -117,15 +128,21 @@ class Worker:
         await self._settled.wait()
 
     async def stop(self) -> None:
-        """End the process; unfinished requests fail. Idempotent."""
+        """End the process; unfinished requests fail. Idempotent, and a second caller waits for the same end."""
+        serving = self._serving
+        if serving is None:
+            return
+        if self._state is not WorkerState.STOPPING:
+            self._move(WorkerState.STOPPING, "stopping")
+            serving.cancel()
+        await asyncio.wait([serving])
         if self._serving is None:
             return
-        self._move(WorkerState.STOPPING, "stopping")
-        self._serving.cancel()
-        await asyncio.gather(self._serving, return_exceptions=True)
         self._serving = None
         self._fail_all(WorkerUnavailableError(f"the {self.settings.kind} worker is stopping"))
         self._move(WorkerState.STOPPED, "stopped")
+        if not serving.cancelled():
+            serving.result()  # raises what ended it before its time
 
     async def generate(
         self,
@@ -157,7 +174,7 @@ class Worker:
         )
         try:
             while True:
-                match await pending.replies.get():
+                match await _next_reply(pending):
                     case Finished() as last:
                         yield last
                         return
@@ -177,8 +194,8 @@ class Worker:
         try:
             while True:
                 match await pending.replies.get():
-                    case Vectors(dimensions=dimensions, data=data):
-                        return np.frombuffer(data, dtype="<f4").reshape(len(texts), dimensions)
+                    case Vectors() as vectors:
+                        return _matrix(vectors, rows=len(texts))
                     case WorkerError() as error:
                         raise error
         finally:
@@ -192,7 +209,8 @@ class Worker:
 
     def _submit(self, request: Generate | Embed, deadline_seconds: float | None) -> _Pending:
         settings = self.settings
-        if self._state in (WorkerState.STOPPED, WorkerState.STOPPING) or self._failures >= LOOP_OF_CRASHES:
+        crashing = self._failures >= LOOP_OF_CRASHES and self._state is not WorkerState.READY
+        if crashing or self._state in (WorkerState.STOPPED, WorkerState.STOPPING):
             raise WorkerUnavailableError(
                 f"the {settings.kind} worker is {self._state.value}", hint="see the conditions in /health"
             )
@@ -201,22 +219,24 @@ class Worker:
                 f"{len(self._pending)} requests are before this one",
                 hint="ask again later, or raise queue_limit",
             )
+        _check_encodable(request)
         expires = None if deadline_seconds is None else time.monotonic() + deadline_seconds
         pending = _Pending(request, expires)
         self._pending[request.id] = pending
-        if self._state is WorkerState.READY:
-            self._send(pending)
+        if self._process is not None:  # else with the next process, together with all that waits
+            self._send(pending, self._process)
         return pending
 
-    def _send(self, pending: _Pending) -> None:
+    def _send(self, pending: _Pending, process: WorkerProcess) -> None:
         """Hand a request to the process, with what is left of its time."""
-        assert self._process is not None
         pending.runs += 1
+        pending.running = True
         request = pending.request
         if isinstance(request, Generate) and pending.expires is not None:
             left = max(0.0, pending.expires - time.monotonic())
             request = msgspec.structs.replace(request, deadline_seconds=left)
-        self._process.send(request)
+        process.send(request)
+        self._watch_silence(heard=False)
 
     def _forget(self, pending: _Pending) -> None:
         """The asker has its last reply, or went away: then the worker must stop working on it."""
@@ -224,6 +244,7 @@ class Worker:
             return
         if self._process is not None and self._state is WorkerState.READY:
             self._process.send(Cancel(pending.request.id))
+            self._watch_silence(heard=False)
 
     def _deliver(self, reply: Reply) -> None:
         match reply:
@@ -268,7 +289,9 @@ class Worker:
     async def _serve_one(self) -> str:
         """Serve with one process until it is gone; returns why."""
         try:
-            process = await WorkerProcess.start(self.settings, self._socket_path, self._command)
+            process = await WorkerProcess.start(
+                self.settings, self._socket_path, self._command, load_timeout_seconds=self._load_timeout_seconds
+            )
         except WorkerError as error:
             return error.message
         self._process, self.ready = process, process.ready
@@ -276,39 +299,49 @@ class Worker:
         try:
             self._move(WorkerState.READY, process.ready.description)
             for pending in self._pending.values():
-                self._send(pending)
+                self._send(pending, process)
             await self._relay(process)
         except FrameError as error:
             reason = f"sent garbage: {error}"
         except TimeoutError:
-            reason = f"made no progress for {STALLED_AFTER_SECONDS:.0f} s"
+            reason = f"made no progress for {self._stalled_after_seconds:g} s"
         finally:
-            self._process = None
+            self._process = self._silence = None
             # Cancelled here means stopping; a process that hung up or stalled is not waited for.
-            grace = 5.0 if self._state is WorkerState.STOPPING else 0.5
-            ending = await asyncio.shield(process.end(grace))
+            ending = await _end(process, 5.0 if self._state is WorkerState.STOPPING else 0.5)
         return f"{reason}, {ending}"
 
     async def _relay(self, process: WorkerProcess) -> None:
-        async with contextlib.aclosing(process.replies()) as replies:
-            while True:
-                # While nothing is asked, silence is right; while something is, the worker says it is alive.
-                limit = STALLED_AFTER_SECONDS if self._pending else None
-                try:
-                    async with asyncio.timeout(limit):
-                        reply = await anext(replies)
-                except StopAsyncIteration:
-                    return
+        """Hand out what the process says until it hangs up. Raises ``TimeoutError`` when it stalls."""
+        async with asyncio.timeout(None) as self._silence, contextlib.aclosing(process.replies()) as replies:
+            self._watch_silence(heard=True)
+            async for reply in replies:
                 if not isinstance(reply, Alive | Ready):
                     self._failures = 0
                     self._deliver(reply)
+                self._watch_silence(heard=True)
+
+    def _watch_silence(self, *, heard: bool) -> None:
+        """While nothing is asked, silence is right; while something is, the worker says it is alive.
+
+        Only hearing from it starts the time anew: a hung worker must not live on the requests it is sent.
+        """
+        silence = self._silence
+        if silence is None or silence.expired():
+            return
+        if not self._pending:
+            silence.reschedule(None)
+        elif heard or silence.when() is None:
+            silence.reschedule(asyncio.get_running_loop().time() + self._stalled_after_seconds)
 
     def _settle_after_death(self, reason: str) -> None:
         """Decide for each unfinished request whether it runs again."""
         hopeless = self._failures >= LOOP_OF_CRASHES
         for request_id, pending in list(self._pending.items()):
             if pending.runs < RUNS and not hopeless:
-                pending.replies.put_nowait(Lost())
+                if pending.running:
+                    pending.running = False
+                    pending.replies.put_nowait(Lost())
                 continue
             del self._pending[request_id]
             pending.replies.put_nowait(self._obituary(pending.runs, reason))
@@ -330,6 +363,39 @@ class Worker:
         if state is not WorkerState.STARTING:
             self._settled.set()
         self._on_state(state, why)
+
+
+async def _next_reply(pending: _Pending) -> Reply | Lost | WorkerError:
+    """The next item for the asker; its deadline holds also while no process is there or it is silent."""
+    try:
+        async with asyncio.timeout_at(pending.expires):  # the loop's clock is time.monotonic
+            return await pending.replies.get()
+    except TimeoutError:
+        return DeadlineError("the deadline came before the last token")
+
+
+async def _end(process: WorkerProcess, grace_seconds: float) -> str:
+    """End a process even when cancelled meanwhile: it must not outlive its role."""
+    ending = asyncio.create_task(process.end(grace_seconds), name="worker-end")
+    try:
+        return await asyncio.shield(ending)
+    except asyncio.CancelledError:
+        await asyncio.wait([ending])
+        raise
+
+
+def _check_encodable(request: Generate | Embed) -> None:
+    """Refuse what can never be sent, before anybody waits for it."""
+    try:
+        encode(request)
+    except FrameError as error:
+        raise PromptTooLongError(f"this text cannot be handed to a worker: {error}") from error
+
+
+def _matrix(vectors: Vectors, rows: int) -> FloatArray:
+    if len(vectors.data) != rows * vectors.dimensions * 4:
+        raise WorkerError(f"the worker sent {len(vectors.data)} bytes for {rows} vectors of {vectors.dimensions}")
+    return np.frombuffer(vectors.data, dtype="<f4").reshape(rows, vectors.dimensions)
 
 
 REFUSALS: tuple[type[WorkerError], ...] = (QueueFullError, PromptTooLongError, DeadlineError)

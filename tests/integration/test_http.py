@@ -12,7 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
+from edged.client import Client
 from edged.errors import ConfigError, DocumentNotFoundError, EdgedError, QueueFullError
 from edged.gateway import wire
 from edged.gateway.http import HttpServer, create_app
@@ -240,7 +242,8 @@ async def test_an_error_after_the_first_event_ends_the_stream_as_an_event(
     door: Door, error: Exception, code: str
 ) -> None:
     door.answers.script = [Delta("Hot"), error]
-    response = await door.client.post("/v1/query", json={"query": "Why?", "stream": True})
+    with capture_logs():
+        response = await door.client.post("/v1/query", json={"query": "Why?", "stream": True})
     name, data = events_of(response.text)[-1]
     assert (name, data["code"]) == ("error", code)
     assert "/secret" not in response.text
@@ -298,6 +301,54 @@ async def test_documents_are_added_listed_shown_and_removed(door: Door) -> None:
     problem(await door.client.get(added.headers["location"]), 404, "document_not_found")
 
 
+# --- the client of the command line, against the real door -----------------------------------------
+
+
+async def test_the_client_asks_adds_lists_and_removes() -> None:
+    def use(port: int) -> list[object]:
+        with Client(f"http://127.0.0.1:{port}", api_key=KEY.replace("ä", "ae")) as client:
+            asked = list(client.ask(wire.QueryRequest(query="Why?", id="e-1")))
+            client.add_document(wire.DocumentRequest(id="a b/ü.md", text="Hot.", collection="pumps"))
+            listed = client.documents("pumps")
+            client.remove_document("pumps", "a b/ü.md")
+            return [asked, listed, client.documents(), client.status().ready]
+
+    async with Door().open(api_key=KEY.replace("ä", "ae")) as door:
+        asked, listed, left, ready = await asyncio.to_thread(use, door.server.port)
+    assert isinstance(asked, list)
+    assert isinstance(listed, list)
+    assert asked[:2] == [Delta("Hot"), Delta(" pump")]
+    assert (asked[2].id, asked[2].answer) == ("e-1", "Hot pump")
+    assert [document.id for document in listed] == ["a b/ü.md"]
+    assert (left, ready) == ([], True)
+
+
+@pytest.mark.parametrize("before", [[], [Delta("Hot")]])
+async def test_the_client_raises_the_servers_own_error(door: Door, before: list[AnswerEvent]) -> None:
+    door.answers.script = [*before, QueueFullError("full", hint="later", waiting=3)]
+
+    def use() -> None:
+        with Client(f"http://127.0.0.1:{door.server.port}") as client:
+            list(client.ask(wire.QueryRequest(query="Why?")))
+
+    with pytest.raises(QueueFullError, match="full") as caught:
+        await asyncio.to_thread(use)
+    assert (caught.value.hint, caught.value.facts) == ("later", {"waiting": 3})
+
+
+async def test_leaving_the_clients_stream_cancels_the_work(door: Door) -> None:
+    door.answers.script = [Delta("Hot"), None]
+
+    def use() -> None:
+        with Client(f"http://127.0.0.1:{door.server.port}") as client:
+            events = client.ask(wire.QueryRequest(query="Why?"))
+            next(events)
+            events.close()
+
+    await asyncio.to_thread(use)
+    await asyncio.wait_for(door.answers.closed.wait(), timeout=10)
+
+
 # --- problems --------------------------------------------------------------------------------------
 
 
@@ -315,10 +366,13 @@ async def test_mistakes_are_problem_documents(door: Door) -> None:
     problem(await client.post("/v1/query", content=b"{"), 415, "unsupported_media_type")
 
 
-async def test_an_unforeseen_error_tells_nothing_of_our_insides(door: Door) -> None:
-    door.answers.script = [OSError("/secret/path")]
-    response = await door.client.post("/v1/query", json={"query": "Why?"})
+async def test_an_unforeseen_error_is_logged_and_tells_nothing_of_our_insides(door: Door) -> None:
+    unforeseen = OSError("/secret/path")
+    door.answers.script = [unforeseen]
+    with capture_logs() as lines:
+        response = await door.client.post("/v1/query", json={"query": "Why?"})
     problem(response, 500, "internal")
+    assert [line["exc_info"] for line in lines if line["event"] == "http_unforeseen_error"] == [unforeseen]
     assert "secret" not in response.text
 
 
@@ -460,6 +514,12 @@ async def test_tls_is_served_with_a_certificate(door: Door, tmp_path: Path) -> N
     async with httpx.AsyncClient(verify=context, trust_env=False) as client:
         response = await client.get(f"https://127.0.0.1:{server.port}/health/live")
     assert response.status_code == 200
+
+    def use() -> bool:
+        with Client(f"https://127.0.0.1:{server.port}", certificate=certificate) as client:
+            return client.status().ready
+
+    assert await asyncio.to_thread(use)
     await server.stop(1)
 
 

@@ -43,6 +43,17 @@ def test_a_code_of_the_question_is_found_in_any_spelling(written: str) -> None:
     assert select("What does E-217 mean?", [wrong, right], budget_tokens=1) == [right]
 
 
+def test_a_neighbour_of_a_good_sentence_is_worth_more() -> None:
+    """The sentence that follows the one asked about beats an equal one far away."""
+    candidates = [
+        candidate("The relief valve protects the tank.", 0, 0),
+        candidate("It opens early.", 0, 1),
+        candidate("It closes late.", 0, 7),
+    ]
+    _, beside, apart = score("What about the relief valve of the tank?", candidates)
+    assert beside > apart
+
+
 def test_better_passages_win_ties() -> None:
     """Of two equal sentences the one of the better passage comes first."""
     first, second = score("pump", [candidate("The pump.", 0), candidate("The pump.", 1)])

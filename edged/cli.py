@@ -1,0 +1,716 @@
+"""The command line: the only module that prints or picks an exit code.
+
+Exit codes: 0 done, 1 failed, 2 used wrongly, 3 no daemon answers. What is heavy is imported by the command needing it.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from edged import __version__
+from edged.errors import DaemonUnreachableError, EdgedError, RequestError
+
+if TYPE_CHECKING:
+    from edged.client import Client
+    from edged.config import Config
+    from edged.demo.runner import Message
+    from edged.gateway import wire
+    from edged.models.catalog import Catalog, ModelInfo
+
+FAILED = 1
+NO_DAEMON = 3
+FORMATS: dict[str, Literal["markdown", "text"]] = {
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".txt": "text",
+    ".text": "text",
+}
+# A document must not steer the terminal that shows it: all of C0 and C1 but tab and line feed go.
+CONTROLS = dict.fromkeys(code for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n")
+
+
+@dataclass
+class Session:
+    """What holds for the whole invocation."""
+
+    config_file: Path | None = None
+    as_json: bool = False
+
+
+class Commands(TyperGroup):
+    """All commands; their errors become two lines on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgedError as error:
+            _show_error(error, as_json=_session(ctx).as_json)
+            raise typer.Exit(NO_DAEMON if isinstance(error, DaemonUnreachableError) else FAILED) from error
+
+
+def _session(context: typer.Context) -> Session:
+    return context.ensure_object(Session)
+
+
+def _remember_json(context: typer.Context, value: bool) -> bool:
+    session = _session(context)
+    session.as_json = session.as_json or value
+    return value
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", callback=_remember_json)]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration; else $EDGED_CONFIG, else <home>/edged.toml."),
+]
+Collection = Annotated[str, typer.Option("--collection", help="Collection of documents.")]
+
+app = typer.Typer(
+    cls=Commands,
+    name="edged",
+    help="Answers questions on this device, from its own documents, with its own model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+docs = typer.Typer(name="docs", help="The documents that answers stand on.", no_args_is_help=True)
+models = typer.Typer(name="models", help="Model files on this device.", no_args_is_help=True)
+app.add_typer(docs)
+app.add_typer(models)
+
+
+def main() -> None:
+    """The ``edged`` program."""
+    app(prog_name="edged")
+
+
+@app.callback()
+def _everything(context: typer.Context, config: ConfigFile = None) -> None:
+    context.obj = Session(config_file=config)
+
+
+# --- configuration ---------------------------------------------------------------------------------
+
+
+def _load(context: typer.Context, overrides: Mapping[str, object] | None = None) -> "Config":
+    from edged.config import load
+
+    return load(_config_file(_session(context)), os.environ, overrides)
+
+
+def _config_file(session: Session) -> Path | None:
+    """The file asked for, which must exist, or the usual one where there is one."""
+    from edged.config import Config
+
+    named = session.config_file or os.environ.get("EDGED_CONFIG")
+    if named:
+        return Path(named)
+    home = os.environ.get("EDGED_HOME")
+    usual = (Path(home).expanduser() if home else Config().home) / "edged.toml"
+    return usual if usual.exists() else None
+
+
+@contextlib.contextmanager
+def _daemon(context: typer.Context) -> Iterator["Client"]:
+    from edged.client import Client
+
+    with Client.of(_load(context)) as client:
+        yield client
+
+
+# --- output ----------------------------------------------------------------------------------------
+
+
+def _say(text: str = "", *, end: str = "\n") -> None:
+    typer.echo(text.translate(CONTROLS) + end, nl=False)
+
+
+def _note(text: str) -> None:
+    typer.echo(text.translate(CONTROLS), err=True)
+
+
+def _say_json(body: object) -> None:
+    typer.echo(json.dumps(body, ensure_ascii=False, default=str))
+
+
+def _show_error(error: EdgedError, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"error": error.body()}, ensure_ascii=False), err=True)
+        return
+    _note(f"error: {error.message}")
+    if error.hint:
+        _note(f"hint:  {error.hint}")
+
+
+def _say_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Aligned columns; cut to the terminal's width, but never in a pipe or file."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell.translate(CONTROLS)) for cell in row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=1000)
+    console.print(table)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86_400
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if hours < 2:
+        return f"{minutes:.0f} min"
+    return f"{hours:.0f} h" if days < 2 else f"{days:.0f} days"
+
+
+# --- the daemon ------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    config: ConfigFile = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS:PORT", help="Serve HTTP here, over http.listen.")
+    ] = None,
+    model_path: Annotated[
+        Path | None, typer.Option("--model-path", metavar="FILE.gguf", help="Chat model, over chat.path.")
+    ] = None,
+    as_json: Json = False,  # noqa: ARG001  # heard by its callback: how an error is shown
+) -> None:
+    """Run the daemon until it is told to stop."""
+    if config is not None:
+        _session(context).config_file = config
+    overrides: dict[str, object] = {}
+    if host is not None:
+        overrides["http.listen"] = host
+    if model_path is not None:
+        overrides["chat.path"] = str(model_path)
+    settings = _load(context, overrides)
+    from edged import daemon
+
+    raise typer.Exit(daemon.serve(settings))
+
+
+@app.command()
+def check(context: typer.Context, as_json: Json = False) -> None:
+    """Check the configuration and what it refers to; says what differs from the defaults."""
+    from edged.config import Config
+
+    config, file = _load(context), _config_file(_session(context))
+    defaults = _flat(Config().model_dump(mode="json"))
+    changed = {name: value for name, value in _flat(config.model_dump(mode="json")).items() if defaults[name] != value}
+    findings = list(_findings(config))
+    if as_json:
+        found = [finding.__dict__ for finding in findings]
+        _say_json({"file": file, "changed": changed, "findings": found})
+    else:
+        _say(f"configuration: {file or 'defaults, no file'}")
+        for name, value in changed.items():
+            _say(f"  {name} = {json.dumps(value, ensure_ascii=False)}")
+        for finding in findings:
+            _say(f"{finding.severity}: {finding.text}\n  hint: {finding.hint}")
+        if not findings:
+            _say("nothing to complain about")
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+@dataclass
+class Finding:
+    """What ``edged check`` found: an ``error`` keeps the daemon from starting, a ``warning`` makes it serve less."""
+
+    severity: Literal["error", "warning"]
+    text: str
+    hint: str
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _findings(config: "Config") -> Iterator[Finding]:
+    from edged.config import split_listen
+    from edged.gateway.http import is_loopback
+
+    files = {
+        "http.tls_cert": config.http.tls_cert,
+        "http.tls_key": config.http.tls_key,
+        "mqtt.password_file": config.mqtt.password_file,
+        "mqtt.ca_file": config.mqtt.ca_file,
+        "mqtt.cert_file": config.mqtt.cert_file,
+        "mqtt.key_file": config.mqtt.key_file,
+    }
+    for name, file in files.items():
+        if file is not None and not os.access(file, os.R_OK):
+            yield Finding("error", f"{name} = {file} cannot be read", "correct the path or its permissions")
+    is_open = not is_loopback(split_listen(config.http.listen)[0])
+    if is_open and not os.access(config.api_key_path, os.R_OK):
+        hint = f"make one: (umask 077; openssl rand -hex 32 > {config.api_key_path})"
+        yield Finding("error", f"{config.http.listen} is open to others and there is no API key", hint)
+    if is_open and config.http.tls_cert is None:
+        hint = "set http.tls_cert and http.tls_key: the API key travels in the clear"
+        yield Finding("warning", f"{config.http.listen} is served without TLS", hint)
+    yield from _model_findings(config)
+
+
+def _model_findings(config: "Config") -> Iterator[Finding]:
+    catalog = _catalog(config)
+    for section, model in (("chat", config.chat), ("embed", config.embed)):
+        if model.path is not None:
+            if not os.access(model.path, os.R_OK):
+                yield Finding("warning", f"{section}.path = {model.path} cannot be read", "correct the path")
+            continue
+        try:
+            catalog.path(model.model)
+        except EdgedError as error:
+            yield Finding("warning", f"{section}.model: {error.message}", error.hint)
+
+
+@app.command()
+def status(context: typer.Context, as_json: Json = False) -> None:
+    """Show how the running daemon is; fails when the daemon is failing."""
+    with _daemon(context) as client:
+        body = client.status()
+    if as_json:
+        _say_json(body.model_dump(mode="json"))
+    else:
+        _say_status(body)
+    if body.failing:
+        raise typer.Exit(FAILED)
+
+
+def _say_status(body: "wire.StatusBody") -> None:
+    _say(f"edged {body.version}: {body.status}, up {_duration(body.uptime)}")
+    for role, worker in (("chat", body.chat), ("embed", body.embed)):
+        threads = f", {worker.threads} threads" if worker.threads else ""
+        _say(f"{role + ':':<11}{worker.model or 'no model'}, {worker.state}{threads}, {worker.restarts} restarts")
+    _say(f"documents: {body.documents}, {body.chunks} passages")
+    events = body.events
+    _say(
+        f"events:    {events.open} open, {events.closed} closed "
+        f"({events.failed} failed, {events.expired} expired), {events.unpublished} unpublished"
+    )
+    _say(f"mqtt:      {'connected, MQTT ' + (body.mqtt.protocol or '?') if body.mqtt.connected else 'not connected'}")
+    for condition in body.conditions:
+        _say(f"{condition.severity}: {condition.text} ({condition.code})\n  hint: {condition.hint}")
+
+
+@app.command()
+def version(as_json: Json = False) -> None:
+    """Show the version."""
+    if as_json:
+        _say_json({"edged": __version__, "python": platform.python_version(), "machine": platform.machine()})
+    else:
+        _say(f"edged {__version__} (Python {platform.python_version()}, {platform.machine()})")
+
+
+# --- questions -------------------------------------------------------------------------------------
+
+
+@app.command()
+def ask(
+    context: typer.Context,
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    collection: Collection = "default",
+    deadline_ms: Annotated[
+        int | None, typer.Option("--deadline-ms", min=1, help="Answer within this time, degrading to meet it.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer, tokens.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the running daemon; shows the answer as it grows, then its sources and times."""
+    from edged.types import Delta, Restarted
+
+    query = _query(query=question, collection=collection, deadline_ms=deadline_ms, max_tokens=max_tokens)
+    screen = AnswerScreen()
+    with _daemon(context) as client, contextlib.closing(client.ask(query)) as events:
+        for event in events:
+            match event:
+                case Delta(text=text) if not as_json:
+                    screen.delta(text)
+                case Restarted(reason=reason) if not as_json:
+                    screen.restarted(reason)
+                case Delta() | Restarted():
+                    pass
+                case answer if as_json:
+                    _say_json(answer.model_dump(mode="json"))
+                case answer:
+                    screen.finish(answer)
+
+
+def _query(**fields: object) -> "wire.QueryRequest":
+    from pydantic import ValidationError
+
+    from edged.gateway import wire
+
+    try:
+        return wire.QueryRequest.model_validate(fields)
+    except ValidationError as error:
+        raise wire.explain(error.errors(), wire.QueryRequest.model_fields) from error
+
+
+class AnswerScreen:
+    """Shows an answer as it grows, then what it stands on and where the time went."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def delta(self, text: str) -> None:
+        self._shown += text
+        _say(text, end="")
+
+    def restarted(self, reason: str) -> None:
+        if self._shown:
+            _say()
+        self._shown = ""
+        _note(f"(from the start again: {reason})")
+
+    def finish(self, answer: "wire.AnswerBody") -> None:
+        streamed, self._shown = self._shown, ""
+        if streamed:
+            _say()
+        if streamed.strip() != answer.answer.strip():
+            _say(answer.answer)
+        for number, cited in enumerate(answer.citations, start=1):
+            place = " › ".join(dict.fromkeys([cited.title, *cited.headings]))
+            _say(f"  [{number}] {place} ({cited.document_id}): {cited.text}")
+        if answer.note:
+            _say(f"  {answer.step}: {answer.note}")
+        _say(f"  {_times(answer)}")
+
+
+def _times(answer: "wire.AnswerBody") -> str:
+    timings = answer.timings
+    first = "" if timings.first_token_ms is None else f"first token {timings.first_token_ms:.0f} ms, "
+    parts = {
+        "embed": timings.embed_ms,
+        "retrieve": timings.retrieve_ms,
+        "queue": timings.queue_ms,
+        "prefill": timings.prefill_ms,
+        "generate": timings.generate_ms,
+    }
+    shown = ", ".join(f"{name} {spent:.0f}" for name, spent in parts.items())
+    return f"{first}total {timings.total_ms:.0f} ms ({shown}); {answer.model or 'no model'}"
+
+
+# --- documents -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Upload:
+    """A file and the document it becomes."""
+
+    file: Path
+    document_id: str
+
+
+@docs.command("add")
+def docs_add(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH", exists=True, help="Files, or directories of .md and .txt.")
+    ],
+    collection: Collection = "default",
+    as_json: Json = False,
+) -> None:
+    """Add documents; one that is known by its id is replaced. A file's id is its path below the directory given."""
+    uploads = _uploads(paths)
+    results: list[dict[str, Any]] = []
+    with _daemon(context) as client, _progress("adding", total=len(uploads), shown=not as_json) as advance:
+        for upload in uploads:
+            results.append(_upload(client, upload, collection))
+            advance(len(results), len(uploads))
+    if as_json:
+        _say_json(results)
+    else:
+        for result in results:
+            _say(_told(result))
+    if any("error" in result for result in results):
+        raise typer.Exit(FAILED)
+
+
+def _uploads(paths: Iterable[Path]) -> list[Upload]:
+    uploads: dict[str, Upload] = {}
+    for upload in _found(paths):
+        known = uploads.setdefault(upload.document_id, upload)
+        if known.file.resolve() != upload.file.resolve():
+            raise RequestError(
+                f"{known.file} and {upload.file} would both be the document '{upload.document_id}'",
+                hint="add them by a common parent directory, or to different collections",
+            )
+    if not uploads:
+        raise RequestError("there is no .md or .txt file in what was given", hint="give files or their directory")
+    return list(uploads.values())
+
+
+def _found(paths: Iterable[Path]) -> Iterator[Upload]:
+    for path in paths:
+        if path.is_file():
+            yield Upload(path, path.name)
+            continue
+        for file in sorted(path.rglob("*")):
+            inside = file.relative_to(path)
+            hidden = any(part.startswith(".") for part in inside.parts)
+            if file.suffix.lower() in FORMATS and file.is_file() and not hidden:
+                yield Upload(file, inside.as_posix())
+
+
+def _upload(client: "Client", upload: Upload, collection: str) -> dict[str, Any]:
+    """The daemon's answer, or what is wrong with this one file; only a lost daemon ends the whole command."""
+    try:
+        ingested = client.add_document(_document(upload, collection))
+    except DaemonUnreachableError:
+        raise
+    except EdgedError as error:
+        return {"file": str(upload.file), "error": error.body()}
+    return {"file": str(upload.file), **ingested.model_dump(mode="json")}
+
+
+def _document(upload: Upload, collection: str) -> "wire.DocumentRequest":
+    from pydantic import ValidationError
+
+    from edged.gateway import wire
+
+    try:
+        text = upload.file.read_text(encoding="utf-8-sig")
+        return wire.DocumentRequest(
+            id=upload.document_id,
+            text=text,
+            format=FORMATS.get(upload.file.suffix.lower(), "text"),
+            collection=collection,
+        )
+    except OSError as error:
+        raise RequestError(f"cannot read the file: {error.strerror}", hint="check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"it is no UTF-8 text: {error.reason}", hint="convert it to UTF-8") from error
+    except ValidationError as error:
+        raise wire.explain(error.errors(), wire.DocumentRequest.model_fields) from error
+
+
+def _told(result: Mapping[str, Any]) -> str:
+    if "error" in result:
+        return f"failed     {result['file']}: {result['error']['message']} (hint: {result['error']['hint']})"
+    document = result["document"]
+    return f"{result['outcome']:<10} {document['id']} ({document['chunks']} passages)"
+
+
+@docs.command("list")
+def docs_list(
+    context: typer.Context,
+    collection: Annotated[str | None, typer.Option("--collection", help="Only this collection.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the documents."""
+    with _daemon(context) as client:
+        found = client.documents(collection)
+    if as_json:
+        _say_json([document.model_dump(mode="json") for document in found])
+        return
+    rows = [(item.id, item.collection, item.title, str(item.chunks), _size(item.bytes)) for item in found]
+    _say_table(("ID", "COLLECTION", "TITLE", "PASSAGES", "SIZE"), rows)
+
+
+@docs.command("remove")
+def docs_remove(
+    context: typer.Context,
+    document_id: Annotated[str, typer.Argument(metavar="ID", help="The document's id.")],
+    collection: Collection = "default",
+    as_json: Json = False,
+) -> None:
+    """Remove a document."""
+    with _daemon(context) as client:
+        client.remove_document(collection, document_id)
+    if as_json:
+        _say_json({"removed": document_id, "collection": collection})
+    else:
+        _say(f"removed    {document_id}")
+
+
+# --- models ----------------------------------------------------------------------------------------
+
+
+def _catalog(config: "Config") -> "Catalog":
+    from edged.models.catalog import Catalog
+
+    return Catalog(config.models_dir, config.models_cache_dir)
+
+
+@models.command("list")
+def models_list(context: typer.Context, as_json: Json = False) -> None:
+    """List the models of the catalogue and the imported ones."""
+    found = _catalog(_load(context)).available()
+    if as_json:
+        _say_json([_model_body(model) for model in found])
+        return
+    rows = [
+        (model.name, model.kind, _model_state(model), _size(model.size_bytes), model.description) for model in found
+    ]
+    _say_table(("NAME", "KIND", "STATE", "SIZE", "DESCRIPTION"), rows)
+
+
+@models.command("pull")
+def models_pull(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Models; the configured ones when none is named.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Download models and check them; what is there and right is left as it is."""
+    config = _load(context)
+    catalog = _catalog(config)
+    configured = [model.model for model in (config.chat, config.embed) if model.path is None]
+    pulled = []
+    for name in names or configured:
+        with _progress(name, total=None, shown=not as_json) as advance:
+            catalog.pull(name, advance)
+        pulled.append(catalog.info(name))
+    _say_models(pulled, as_json=as_json)
+
+
+@models.command("verify")
+def models_verify(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A model; all installed ones by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read installed models again and compare their checksums."""
+    catalog = _catalog(_load(context))
+    names = [name] if name else [model.name for model in catalog.available() if model.installed]
+    _say_models([catalog.verify(each) for each in names], as_json=as_json)
+
+
+@models.command("import")
+def models_import(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A GGUF file.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Its name; from the catalogue or the file when unset.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a GGUF file in, so that chat.model or embed.model can name it."""
+    _say_models([_catalog(_load(context)).import_file(file, name)], as_json=as_json)
+
+
+def _say_models(found: Sequence["ModelInfo"], *, as_json: bool) -> None:
+    if as_json:
+        _say_json([_model_body(model) for model in found])
+        return
+    for model in found:
+        _say(
+            f"{_model_state(model):<10} {model.name} ({_size(model.size_bytes)}, sha256 {model.sha256[:16]})"
+            f" {model.path}"
+        )
+
+
+def _model_body(model: "ModelInfo") -> dict[str, Any]:
+    import msgspec
+
+    body = msgspec.structs.asdict(model)
+    return {**body, "path": str(model.path), "prefixes": msgspec.to_builtins(model.prefixes)}
+
+
+def _model_state(model: "ModelInfo") -> str:
+    if not model.installed:
+        return "available"
+    return "verified" if model.verified else "installed"
+
+
+@contextlib.contextmanager
+def _progress(label: str, *, total: int | None, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on stderr, where that is a terminal; the caller tells it what is done and what is to do."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(label, total=total)
+        yield lambda done, whole: bars.update(bar, completed=done, total=whole)
+
+
+# --- demo ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    broker: Annotated[
+        str | None, typer.Option("--broker", metavar="URL", help="MQTT broker to use; its own by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the whole way once: a broker, a daemon, shipped manuals, three sensors' events and their answers."""
+    from edged.demo import runner
+
+    runner.run(_load(context), DemoLines() if as_json else DemoScreen(), broker_url=broker)
+
+
+class DemoScreen:
+    """Shows the demo to a person."""
+
+    def __init__(self) -> None:
+        self._answer = AnswerScreen()
+
+    def step(self, text: str) -> None:
+        _say(f"· {text}")
+
+    def event(self, message: "Message", question: str) -> None:
+        _say(f"\n{message.topic} ← {message.payload}\n? {question}")
+
+    def delta(self, text: str) -> None:
+        self._answer.delta(text)
+
+    def restarted(self, reason: str) -> None:
+        self._answer.restarted(reason)
+
+    def answer(self, answer: "wire.AnswerBody", round_trip_ms: float) -> None:
+        self._answer.finish(answer)
+        _say(f"  from sensor to sensor {round_trip_ms:.0f} ms")
+
+
+class DemoLines:
+    """Shows the demo to a program, a JSON object a line."""
+
+    def step(self, text: str) -> None:
+        _say_json({"step": text})
+
+    def event(self, message: "Message", question: str) -> None:
+        _say_json({"topic": message.topic, "payload": message.payload, "question": question})
+
+    def delta(self, text: str) -> None:
+        _say_json({"delta": text})
+
+    def restarted(self, reason: str) -> None:
+        _say_json({"restarted": reason})
+
+    def answer(self, answer: "wire.AnswerBody", round_trip_ms: float) -> None:
+        _say_json({"answer": answer.model_dump(mode="json"), "round_trip_ms": round_trip_ms})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+# shellcheck shell=bash
+# What install-edge.sh and run-tests.sh ask of a machine, and how both speak. Sourced, never run.
+#
+# The sourcing script sets `here` (the checkout) and runs under `set -euo pipefail`.
+
+readonly python_range="3.11, 3.12 or 3.13"
+
+current_step=""
+step_started=0
+missing=()          # what the machine lacks, in words
+missing_packages=() # the Debian packages that bring it
+
+# Says how long the last step took and opens the next one.
+step() {
+    end_step
+    current_step="$1"
+    step_started=$SECONDS
+    printf '== %s\n' "$current_step"
+}
+
+end_step() {
+    [[ -z "$current_step" ]] || printf '   took %d s\n' "$((SECONDS - step_started))"
+    current_step=""
+}
+
+say() {
+    printf '   %s\n' "$@"
+}
+
+# The first lines say what failed; what follows `--` says what to do.
+complain() {
+    printf '\n%s: %s\n' "${0##*/}" "$1" >&2
+    shift
+    (($# == 0)) || printf '   %s\n' "$@" >&2
+}
+
+show_end_of_log() {
+    [[ -s "$1" ]] || return 0
+    printf '   The last lines of %s:\n' "$1" >&2
+    tail -n 20 "$1" | sed 's/^/   | /' >&2
+}
+
+# --- Python -----------------------------------------------------------------------------------------
+
+python_in_range() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null
+}
+
+python_makes_venvs() {
+    "$1" -c 'import ensurepip, ssl, sqlite3, venv' 2>/dev/null
+}
+
+# Prints the first Python of the right version; with an argument, the first that passes that check too.
+find_python() {
+    local candidate
+    for candidate in python3 python3.13 python3.12 python3.11; do
+        if python_in_range "$candidate" && "${1:-python_in_range}" "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# The packages that bring a Python with venv: those of the Python that is there, else the system's own.
+python_packages() {
+    local found
+    if found="$(find_python)"; then
+        case "$found" in
+            */python3) printf 'python3-venv\n' ;;
+            *) printf '%s-venv\n' "${found##*/}" ;;
+        esac
+    elif [[ -x /usr/bin/python3 ]] && ! python_in_range /usr/bin/python3; then
+        printf 'python3.11\npython3.11-venv\n' # the system's own is of another version
+    else
+        printf 'python3\npython3-venv\n'
+    fi
+}
+
+# venv_works DIRECTORY: it holds a whole environment, of a Python of the right version that is still there.
+venv_works() {
+    python_in_range "$1/bin/python" && "$1/bin/python" -m pip --version &>/dev/null
+}
+
+need_python() {
+    local packages
+    find_python python_makes_venvs >/dev/null && return
+    mapfile -t packages < <(python_packages)
+    lacks "Python $python_range with its venv module" "${packages[@]}"
+}
+
+# --- compiler and tools -------------------------------------------------------------------------------
+
+# cmake and ninja are not asked for: the build brings its own where the machine has none.
+need_compiler() {
+    compiles c "${CC:-cc gcc clang}" && compiles c++ "${CXX:-c++ g++ clang++}" && return
+    lacks "a C++ compiler (llama.cpp is compiled for this machine's processor)" g++
+}
+
+compiles() {
+    local language="$1" compiler
+    local header=stdlib.h
+    [[ "$language" == c ]] || header=vector
+    for compiler in $2; do
+        printf '#include <%s>\n' "$header" | "$compiler" -x "$language" -fsyntax-only - 2>/dev/null && return
+    done
+    return 1
+}
+
+# need_tool COMMAND PACKAGE: the command is on PATH or in the system's sbin.
+need_tool() {
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null && return
+    lacks "$1" "$2"
+}
+
+# need_space DIRECTORY MEGABYTES PURPOSE: the disk that will hold the directory has that much free.
+need_space() {
+    local existing="$1" free
+    until [[ -d "$existing" ]]; do existing="$(dirname "$existing")"; done
+    free=$(($(df -Pk "$existing" | awk 'NR == 2 { print $4 }') / 1024))
+    ((free >= $2)) || lacks "$2 MB free for $3 in $1 (there are $free MB)"
+}
+
+# --- what is missing ------------------------------------------------------------------------------------
+
+lacks() {
+    missing+=("$1")
+    shift
+    missing_packages+=("$@")
+}
+
+# ensure_machine CHECK: runs CHECK, which calls need_*; as root installs what it found missing, else says it all.
+ensure_machine() {
+    "$1"
+    ((${#missing[@]})) || return 0
+    if can_install_packages; then
+        say "installing with apt-get: ${missing_packages[*]}"
+        install_packages "${missing_packages[@]}"
+        missing=() missing_packages=()
+        "$1"
+        ((${#missing[@]})) || return 0
+    fi
+    report_missing
+    return 1
+}
+
+can_install_packages() {
+    ((${#missing_packages[@]})) && [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null
+}
+
+install_packages() {
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q </dev/null && apt-get install -q -y --no-install-recommends "$@" </dev/null
+}
+
+report_missing() {
+    complain "this machine lacks:"
+    printf '   - %s\n' "${missing[@]}" >&2
+    ((${#missing_packages[@]})) || return 0
+    printf '   On Debian or Ubuntu, this brings it:\n' >&2
+    printf '     %sapt-get update && %sapt-get install -y %s\n' "$(sudo_word)" "$(sudo_word)" "${missing_packages[*]}" >&2
+    printf '   Then run %s again.\n' "${0##*/}" >&2
+}
+
+sudo_word() {
+    [[ "$(id -u)" == 0 ]] || printf 'sudo '
+}

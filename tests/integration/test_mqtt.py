@@ -1,0 +1,230 @@
+"""The MQTT door with a real mosquitto and a whole daemon; only the model is a fake."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from edged.daemon import running
+from tests.broker import Mosquitto
+from tests.daemon_process import FAKE_WORKER, DaemonProcess, configure
+from tests.mqtt_client import MqttClient
+
+pytestmark = pytest.mark.broker
+
+MANUAL = "The relief valve of pump P7 opens at 12 bar. The pump P7 holds 4 litres of oil."
+TOPIC = {"filter": "plant/+/pressure", "question": "At what pressure does the relief valve of {topic[1]} open?"}
+
+
+@contextlib.asynccontextmanager
+async def daemon(home: Path, broker: Mosquitto, **overrides: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A daemon that knows the manual and is connected to the broker; gives a client of its HTTP door."""
+    names = {name.replace("__", "."): value for name, value in overrides.items()}
+    config = configure(home, {"mqtt.url": broker.url, "events.topics": [TOPIC], **names})
+    async with (
+        running(config, worker_command=FAKE_WORKER) as server,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as http,
+    ):
+        await http.post("/v1/documents", json={"id": "p7", "text": MANUAL})
+        yield http
+
+
+async def status(broker: Mosquitto, wanted: str) -> None:
+    """Wait for the daemon's retained status."""
+
+    def wait() -> None:
+        with MqttClient(broker.port, f"watch-{wanted}", "edged/status") as watcher:
+            while watcher.next()[1]["status"] != wanted:
+                pass
+
+    await asyncio.to_thread(wait)
+
+
+async def ask(sensor: MqttClient, topic: str, payload: Any, **properties: Any) -> tuple[str, Any]:
+    await asyncio.to_thread(sensor.publish, topic, payload, **properties)
+    return await asyncio.to_thread(sensor.next)
+
+
+async def test_a_question_is_answered_with_citations_timings_and_model(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    async with daemon(tmp_path / "home", mosquitto):
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+            payload = {"query": "When does the relief valve of pump P7 open?", "id": "q-1"}
+            topic, body = await ask(sensor, "edged/query", payload)
+    assert topic == "edged/answer/q-1"
+    assert body["id"] == "q-1"
+    assert "12 bar" in body["answer"]
+    assert body["step"] == "generated"
+    assert body["citations"][0]["document_id"] == "p7"
+    assert body["timings"]["total_ms"] > 0
+    assert body["model"].startswith("chat@")
+
+
+async def test_plain_text_is_a_question_and_gets_an_id(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    async with daemon(tmp_path / "home", mosquitto):
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+            topic, body = await ask(sensor, "edged/query", "How much oil does pump P7 hold?")
+    assert topic == f"edged/answer/{body['id']}"
+    assert body["citations"][0]["document_id"] == "p7"
+
+
+async def test_the_answer_goes_to_the_response_topic_with_its_correlation(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    async with daemon(tmp_path / "home", mosquitto):
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "reply/#") as sensor:
+            publish = sensor.publish
+            await asyncio.to_thread(
+                publish, "edged/query", "Oil of pump P7?", response_topic="reply/me", correlation=b"\x01\xff"
+            )
+            message = await asyncio.to_thread(sensor.next_raw)
+    assert message.topic == "reply/me"
+    assert message.properties is not None
+    assert message.properties.CorrelationData == b"\x01\xff"
+    assert message.properties.ContentType == "application/json"
+
+
+async def test_a_plain_value_on_a_configured_topic_asks_its_question(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    async with daemon(tmp_path / "home", mosquitto):
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+            _, body = await ask(sensor, "plant/P7/pressure", "11.8")
+    assert "12 bar" in body["answer"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        (b'{"query": 5}', "request_invalid"),
+        (b'{"quary": "x"}', "request_invalid"),
+        (b"{", "request_invalid"),
+        (b"\xff\xfe", "request_invalid"),
+        (b"", "request_invalid"),
+        (b"x" * 70_000, "payload_too_large"),
+    ],
+)
+async def test_a_payload_that_cannot_be_used_gets_an_error_and_the_next_one_is_served(
+    tmp_path: Path, mosquitto: Mosquitto, payload: bytes, code: str
+) -> None:
+    async with daemon(tmp_path / "home", mosquitto):
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+            topic, body = await ask(sensor, "edged/query", payload)
+            assert topic == f"edged/answer/{body['id']}"
+            assert body["error"]["code"] == code
+            assert body["error"]["hint"]
+            _, answer = await ask(sensor, "edged/query", "Oil of pump P7?")
+    assert answer["citations"][0]["document_id"] == "p7"
+
+
+async def test_a_known_id_is_answered_from_its_stored_outcome(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    async with daemon(tmp_path / "home", mosquitto) as http:
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+            _, first = await ask(sensor, "edged/query", {"query": "Oil of pump P7?", "id": "same"})
+            _, second = await ask(sensor, "edged/query", {"query": "another question", "id": "same"})
+        metrics = (await http.get("/metrics")).text
+    assert first == second
+    assert 'edged_events_accepted_total{status="closed"} 1.0' in metrics
+
+
+async def test_what_was_published_while_edged_was_away_is_answered_when_it_is_back(
+    tmp_path: Path, mosquitto: Mosquitto
+) -> None:
+    async with daemon(tmp_path / "home", mosquitto):
+        await status(mosquitto, "ok")
+    await status(mosquitto, "offline")
+    with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+        await asyncio.to_thread(sensor.publish, "edged/query", {"query": "Oil of pump P7?", "id": "while-away"})
+        async with daemon(tmp_path / "home", mosquitto):
+            topic, _ = await asyncio.to_thread(sensor.next)
+    assert topic == "edged/answer/while-away"
+
+
+async def test_a_broker_that_restarts_finds_edged_again_with_its_subscriptions(
+    tmp_path: Path, mosquitto: Mosquitto
+) -> None:
+    quick = {"mqtt__reconnect_min_seconds": 0.05, "mqtt__reconnect_max_seconds": 0.2}
+    async with daemon(tmp_path / "home", mosquitto, **quick) as http:
+        await status(mosquitto, "ok")
+        await asyncio.to_thread(mosquitto.kill)  # sessions and subscriptions are gone with it
+        while (await http.get("/health")).json()["mqtt"]["connected"]:
+            pass
+        conditions = (await http.get("/health")).json()["conditions"]
+        await asyncio.to_thread(mosquitto.start)
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+            _, body = await ask(sensor, "edged/query", "Oil of pump P7?")
+    assert "mqtt_disconnected" in {held["code"] for held in conditions}
+    assert body["citations"][0]["document_id"] == "p7"
+
+
+async def test_the_last_will_says_offline_when_edged_dies(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    process = DaemonProcess(tmp_path / "home", {"mqtt.url": mosquitto.url})
+    await asyncio.to_thread(process.start)
+    await status(mosquitto, "ok")
+    await asyncio.to_thread(process.kill)
+    await status(mosquitto, "offline")
+
+
+async def test_user_and_password_are_sent_and_a_refusal_is_a_named_condition(
+    tmp_path: Path, make_mosquitto: Callable[..., Mosquitto]
+) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.write_text("")
+    passwords.chmod(0o700)
+    make = await asyncio.create_subprocess_exec("mosquitto_passwd", "-b", str(passwords), "edged", "secret")
+    await make.wait()
+    broker = await asyncio.to_thread(make_mosquitto, f"allow_anonymous false\npassword_file {passwords}\n")
+    secret = tmp_path / "secret"
+    secret.write_text("wrong\n")
+    overrides = {
+        "mqtt__username": "edged",
+        "mqtt__password_file": str(secret),
+        "mqtt__reconnect_min_seconds": 0.05,
+        "mqtt__reconnect_max_seconds": 0.2,
+    }
+    async with daemon(tmp_path / "home", broker, **overrides) as http:
+        while "mqtt_disconnected" not in (refused := (await http.get("/health")).text):
+            pass
+        secret.write_text("secret\n")
+        while not (await http.get("/health")).json()["mqtt"]["connected"]:
+            pass
+    assert "Not authorized" in refused or "not authori" in refused.lower()
+
+
+async def test_answers_are_shown_as_they_grow_where_configured(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    async with daemon(tmp_path / "home", mosquitto, mqtt__stream_answers=True):
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+            await asyncio.to_thread(sensor.publish, "edged/query", {"query": "Oil of pump P7?", "id": "s"})
+            text = ""
+            while True:
+                topic, body = await asyncio.to_thread(sensor.next)
+                if topic == "edged/answer/s":
+                    break
+                text += body["delta"]
+    assert text.strip() == body["answer"]
+
+
+async def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(tmp_path: Path, free_port: int) -> None:
+    amqtt = await asyncio.create_subprocess_exec(
+        FAKE_WORKER[0], "-m", "edged.demo.broker", str(free_port), stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        quick = {"mqtt.reconnect_min_seconds": 0.05, "mqtt.reconnect_max_seconds": 0.2}
+        config = configure(tmp_path / "home", {"mqtt.url": f"mqtt://127.0.0.1:{free_port}", **quick})
+        async with (
+            running(config, worker_command=FAKE_WORKER) as server,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as http,
+        ):
+            while not (body := (await http.get("/health")).json())["mqtt"]["connected"]:
+                pass
+    finally:
+        amqtt.terminate()
+        await amqtt.wait()
+    assert body["mqtt"]["protocol"] == "3.1.1"

@@ -1,0 +1,146 @@
+"""Stored answers are published until acknowledged, in order, whatever the broker does."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from edged.events import outbox as outbox_module
+from edged.events.event import Incoming, Outcome, Outgoing
+from edged.events.inbox import Inbox
+from edged.events.outbox import DisconnectedError, Outbox, PublishRefusedError
+from edged.runtime.health import MQTT_REFUSED, Health
+
+
+class Broker:
+    """Acknowledges, refuses some topics, or hangs up."""
+
+    def __init__(self) -> None:
+        self.up = asyncio.Event()
+        self.up.set()
+        self.got: list[str] = []
+        self.refused_topics: set[str] = set()
+        self.hang_up_next = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.changed = asyncio.Event()
+
+    async def connected(self) -> None:
+        await self.up.wait()
+
+    async def publish(self, message: Outgoing) -> None:
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(0)
+            if self.hang_up_next:
+                self.hang_up_next -= 1
+                raise DisconnectedError("gone")
+            if message.topic in self.refused_topics:
+                raise PublishRefusedError("not authorized")
+            self.got.append(message.body.decode())
+        finally:
+            self.in_flight -= 1
+            self.changed.set()
+
+    async def until(self, count: int) -> None:
+        while len(self.got) < count:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+async def close_one(inbox: Inbox, name: str, prefix: str = "a") -> None:
+    await inbox.accept(
+        Incoming(id=name, source="t", topic="t", payload=b"", reply_topic=None, reply_prefix=prefix, received_at=0.0)
+    )
+    await inbox.close_event(name, Outcome.ANSWERED, name.encode())
+
+
+@pytest.fixture
+async def inbox(tmp_path: Path) -> AsyncIterator[Inbox]:
+    opened = await Inbox.open(tmp_path / "events.db")
+    yield opened
+    await opened.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(outbox: Outbox) -> AsyncIterator[None]:
+    task = asyncio.create_task(outbox.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def emptied(inbox: Inbox) -> None:
+    while await inbox.outgoing(1):  # each look is a turn of the reader's thread, not a pause
+        pass
+
+
+async def test_all_are_published_in_order_within_the_window(inbox: Inbox) -> None:
+    names = [f"e{number:02d}" for number in range(40)]
+    for name in names:
+        await close_one(inbox, name)
+    broker = Broker()
+    async with serving(Outbox(inbox, broker, Health(), window=4)):
+        await broker.until(40)
+        await emptied(inbox)
+    assert broker.got == names
+    assert broker.most_in_flight <= 4
+
+
+async def test_a_message_cut_off_by_a_lost_connection_is_sent_again(inbox: Inbox) -> None:
+    await close_one(inbox, "e1")
+    broker = Broker()
+    broker.hang_up_next = 3
+    async with serving(Outbox(inbox, broker, Health(), window=4)):
+        await broker.until(1)
+        await emptied(inbox)
+    assert broker.got == ["e1"]
+
+
+async def test_nothing_is_sent_before_there_is_a_connection(inbox: Inbox) -> None:
+    await close_one(inbox, "e1")
+    broker = Broker()
+    broker.up.clear()
+    async with serving(Outbox(inbox, broker, Health(), window=4)):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert broker.got == []
+        broker.up.set()
+        await broker.until(1)
+
+
+async def test_a_refused_message_holds_up_nobody_and_is_tried_again(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "REFUSED_PAUSE_SECONDS", 0.05)
+    for number in range(6):
+        await close_one(inbox, f"bad{number}", prefix="forbidden")
+    await close_one(inbox, "good")
+    broker, health = Broker(), Health()
+    broker.refused_topics = {f"forbidden/bad{number}" for number in range(6)}
+    outbox = Outbox(inbox, broker, health, window=2)
+    async with serving(outbox):
+        await broker.until(1)
+        assert broker.got == ["good"]
+        assert health.holds(MQTT_REFUSED)
+        broker.refused_topics = set()
+        await broker.until(7)
+        await emptied(inbox)
+    assert set(broker.got) == {"good", *(f"bad{number}" for number in range(6))}
+
+
+async def test_what_was_not_acknowledged_before_a_restart_is_sent_after_it(inbox: Inbox) -> None:
+    await close_one(inbox, "e1")
+    silent = Broker()
+    silent.up.clear()
+    async with serving(Outbox(inbox, silent, Health(), window=4)):
+        pass
+    broker = Broker()
+    async with serving(Outbox(inbox, broker, Health(), window=4)):
+        await broker.until(1)
+    assert broker.got == ["e1"]

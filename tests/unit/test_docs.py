@@ -1,0 +1,148 @@
+"""The documents cannot lie: settings, commands and routes are compared with what the code declares.
+
+``UPDATE_DOCS=1`` writes docs/CONFIG.md anew.
+"""
+
+import os
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+
+from edged.cli import app
+from edged.config import settings
+from edged.errors import HTTP_STATUS
+from edged.gateway.http import create_app
+
+DOCS = Path(__file__).parents[2] / "docs"
+HEAD = """\
+# Configuration
+
+One TOML file: `--config`, else `$EDGED_CONFIG`, else `<home>/edged.toml` where it exists. Unknown keys are errors.
+Every setting but those of `[[events.topics]]` also has an environment variable, which goes over the file:
+`http.listen` is `EDGED_HTTP__LISTEN`. `edged check` says what differs from the defaults. This page is made from
+`edged/config.py`."""
+TYPES = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}
+
+
+def render_settings() -> str:
+    """docs/CONFIG.md: one table a section, in declaration order."""
+    tables: dict[str, list[str]] = {}
+    for name, field in settings():
+        table, _, key = name.rpartition(".")
+        row = f"| `{key}` | {type_of(field)} | {default_of(field)} | {description_of(field)} |"
+        tables.setdefault(table, []).append(row)
+    parts = [HEAD]
+    for table, rows in tables.items():
+        parts.append(
+            "\n".join([f"## {section_title(table)}\n", "| setting | type | default | |", "|---|---|---|---|", *rows])
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def description_of(field: Any) -> str:
+    """The help text, with its placeholders kept from being taken for HTML."""
+    return re.sub(r"(<[a-z ]+>[\w/<>-]*)", r"`\1`", field.description or "")
+
+
+def section_title(table: str) -> str:
+    if not table:
+        return "Top level"
+    return f"`[[{table.removesuffix('[]')}]]`" if table.endswith("[]") else f"`[{table}]`"
+
+
+def type_of(field: Any) -> str:
+    """The type in a reader's words, with its bounds."""
+    annotation = field.annotation
+    if typing.get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
+    members = [annotation, *typing.get_args(annotation)]
+    for member in members:
+        plain = typing.get_args(member)[0] if typing.get_origin(member) is typing.Annotated else member
+        if plain in TYPES:
+            return TYPES[plain] + bounds_of(field)
+    return "tables"
+
+
+def bounds_of(field: Any) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(limit, name)}"
+        for limit in field.metadata
+        for name, sign in signs.items()
+        if getattr(limit, name, None) is not None
+    ]
+    return f", {', '.join(bounds)}" if bounds else ""
+
+
+def default_of(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, Path):
+        value = str(value).replace(str(Path.home()), "~", 1)
+    if value is None:
+        return "unset"
+    if value == ():
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every command under its full name."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def sections(document: str, heading: str) -> dict[str, str]:
+    """The text under each heading whose title is code."""
+    parts = re.split(rf"^{heading} `(.+)`$", (DOCS / document).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_config_md_is_made_from_the_settings() -> None:
+    page = DOCS / "CONFIG.md"
+    if os.environ.get("UPDATE_DOCS"):
+        page.write_text(render_settings(), encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == render_settings(), "run this test with UPDATE_DOCS=1"
+
+
+def test_cli_md_describes_every_command_and_no_other() -> None:
+    declared = dict(commands(typer.main.get_command(app), "edged"))
+    assert sections("CLI.md", "##").keys() == declared.keys()
+
+
+def test_cli_md_describes_every_option_and_no_other() -> None:
+    described = sections("CLI.md", "##")
+    for name, command in commands(typer.main.get_command(app), "edged"):
+        declared = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        listed = set(re.findall(r"^\* `(--[a-z-]+)", described[name], flags=re.MULTILINE))
+        assert listed == declared - {"--help"}, name
+        assert "--json" in declared, name
+
+
+def routes() -> Iterator[str]:
+    nobody: Any = None
+    described = create_app(
+        answers=nobody, documents=nobody, status=nobody, metrics=bytes, api_key=None, max_body_bytes=1
+    ).openapi()
+    for path, methods in described["paths"].items():
+        for method in methods:
+            yield f"{method.upper()} {path}"
+
+
+def test_http_md_describes_every_route_and_no_other() -> None:
+    assert sections("HTTP.md", "###").keys() == {*routes(), "GET /openapi.json"}
+
+
+def test_http_md_lists_every_status_of_an_error() -> None:
+    page = (DOCS / "HTTP.md").read_text(encoding="utf-8")
+    rows = {int(status): codes for status, codes in re.findall(r"^\| (\d{3}) \| (.+) \|$", page, flags=re.MULTILINE)}
+    for code, status in HTTP_STATUS.items():
+        assert f"`{code}`" in rows[status]
