@@ -36,7 +36,7 @@ XQUAD = "xquad"
 MANUAL = "manuals"
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PUNCTUATION = re.compile(rf"(?!(?<=\d)\.\d)[{re.escape(string.punctuation)}]")
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -104,8 +104,11 @@ def every_kth(asked: Sequence[Asked], count: int, *, offset: int = 0) -> list[As
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation and articles, single spaces: as the SQuAD evaluation script compares."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
+    """Lower case, without punctuation and articles, single spaces: as the SQuAD evaluation script compares.
+
+    Unlike there, a decimal point stays: 9.5 is not 95.
+    """
+    return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub("", text.lower())).split())
 
 
 def holds_answer(text: str, answers: Iterable[str]) -> bool:

@@ -54,6 +54,19 @@ def models_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def link_models(models_home: Path) -> Callable[[Path], None]:
+    """``link_models(home)`` gives another home the models, without copying them."""
+
+    def link(home: Path) -> None:
+        target = home / "models"
+        target.mkdir(parents=True)
+        for file in (models_home / "models").iterdir():
+            (target / file.name).hardlink_to(file)
+
+    return link
+
+
+@pytest.fixture
 def free_port() -> int:
     """A TCP port on loopback that nobody listens on."""
     return find_free_port()

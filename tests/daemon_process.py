@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edged import log
 from edged.config import Config, load
 from edged.daemon import running
 from edged.workers.process import ENGINE_COMMAND
@@ -54,13 +55,13 @@ class DaemonProcess:
 
     def start(self) -> None:
         """Return when the daemon accepts requests."""
-        with self._log.open("a") as log:
+        with self._log.open("a") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.daemon_process", self._arguments],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=output,
                 text=True,
             )
         assert self._process.stdout is not None
@@ -100,6 +101,7 @@ async def _serve(config: Config, command: tuple[str, ...]) -> None:
 def _main() -> None:
     arguments = json.loads(sys.argv[1])
     config = configure(Path(arguments["home"]), arguments["overrides"], fake=arguments["fake"])
+    log.configure(config.log.level)
     asyncio.run(_serve(config, FAKE_WORKER if arguments["fake"] else ENGINE_COMMAND))
 
 

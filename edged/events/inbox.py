@@ -22,10 +22,14 @@ _EVENT_COLUMNS = "id, source, topic, payload, reply_topic, correlation, received
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """``new``: it will be worked on. ``open``: it already is. ``closed``: its stored answer goes out again."""
+    """What became of a message.
+
+    ``new``: it will be worked on. ``open``: it already is. ``closed``: its stored answer goes out again.
+    ``rejected``: it was closed at once, with an error as its answer.
+    """
 
     id: str
-    status: Literal["new", "open", "closed"]
+    status: Literal["new", "open", "closed", "rejected"]
 
 
 class Inbox:
@@ -50,9 +54,10 @@ class Inbox:
 
         def work(connection: sqlite3.Connection) -> Accepted:
             accepted = _accept(connection, incoming)
-            if accepted.status == "new":
-                _close(connection, accepted.id, Outcome.REJECTED, body(accepted.id), time.time())
-            return accepted
+            if accepted.status != "new":
+                return accepted
+            _close(connection, accepted.id, Outcome.REJECTED, body(accepted.id), time.time())
+            return Accepted(accepted.id, "rejected")
 
         return await self._database.write(work)
 

@@ -85,7 +85,6 @@ class _Connection:
         """Connect and wait for the broker's answer. Raises ``OSError`` or ``TimeoutError``."""
         host, port, _ = split_broker_url(self._settings.url)
         await asyncio.to_thread(self._connect, host, port)
-        self._client.loop_start()
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
             return await self._answered
 
@@ -160,16 +159,17 @@ class _Connection:
         return client
 
     def _connect(self, host: str, port: int) -> None:
+        """Blocks until the TCP connection stands, then leaves the rest to paho's thread."""
+        keepalive = self._settings.keepalive_seconds
         self._client.connect_timeout = CONNECT_TIMEOUT_SECONDS
-        if not self.is_version_5:
-            self._client.connect(host, port, keepalive=self._settings.keepalive_seconds)
-            return
-        properties = Properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = self._settings.session_expiry_seconds
-        properties.ReceiveMaximum = self._settings.receive_maximum
-        self._client.connect(
-            host, port, keepalive=self._settings.keepalive_seconds, clean_start=False, properties=properties
-        )
+        if self.is_version_5:
+            properties = Properties(PacketTypes.CONNECT)
+            properties.SessionExpiryInterval = self._settings.session_expiry_seconds
+            properties.ReceiveMaximum = self._settings.receive_maximum
+            self._client.connect(host, port, keepalive=keepalive, clean_start=False, properties=properties)
+        else:
+            self._client.connect(host, port, keepalive=keepalive)
+        self._client.loop_start()
 
     # --- paho's thread ---------------------------------------------------------------------------------
 

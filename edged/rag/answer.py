@@ -10,11 +10,10 @@ import structlog
 
 from edged.errors import DeadlineError, PromptTooLongError, WorkerError
 from edged.rag import prompt
-from edged.rag.cite import check, citation
+from edged.rag.cite import as_text, check, citation
 from edged.rag.degrade import MARGIN_SECONDS, Plan, Speed, plan
 from edged.rag.retrieve import Retrieval, Retriever
 from edged.rag.select import Candidate, select
-from edged.store.keywords import codes
 from edged.types import Answer, AnswerEvent, Citation, Delta, Question, Restarted, Segment, Step, Timings
 from edged.workers.protocol import Finished, Piece
 from edged.workers.worker import Lost
@@ -119,15 +118,13 @@ class Answerer:
                         work.finished(item)
                         self._learn(item)
         text = work.spoken.strip()
-        # What the question claims is no evidence, except that it names the code or part it asks about.
-        cited, unsupported = check(text, shown, [question.evidence, *codes(question.text)])
-        if text and not unsupported:
+        verdict = check(question.text, text, shown, question.evidence)
+        if not verdict.objection:
             note = "" if chosen.step == "generated" else "a smaller budget of sentences, to meet the deadline"
-            yield self._finish(work.answer(chosen.step, text, tuple(cited), note))
+            yield self._finish(work.answer(chosen.step, text, verdict.citations, note))
             return
-        note = f"not in the cited sentences: {', '.join(unsupported)}" if text else "the model said nothing"
-        yield Restarted(note)
-        yield self._finish(work.passages("unverified", note))
+        yield Restarted(verdict.objection)
+        yield self._finish(work.passages("unverified", verdict.objection))
 
     def _learn(self, last: Finished) -> None:
         self.speed = self.speed.observe(
@@ -197,7 +194,7 @@ class _Work:
         """The best sentences themselves as the answer."""
         assert self._retrieval is not None
         best = select_citations(self.question.text, self._retrieval, PASSAGE_TOKENS)
-        return self.answer(step, " ".join(cited.text for cited in best), best, note)
+        return self.answer(step, as_text(best), best, note)
 
     def answer(self, step: Step, text: str, citations: tuple[Citation, ...], note: str) -> Answer:
         last = self._finished

@@ -18,7 +18,7 @@ class Metrics:
         self._health = health
         self.events_accepted = Counter(
             "edged_events_accepted",
-            "Events written durably, by status: new, open, closed",
+            "Events written durably, by status: new, open, closed, rejected",
             ["status"],
             registry=self.registry,
         )

@@ -48,6 +48,8 @@ from edged.workers.state import WorkerState, check_move
 SMALLEST_PAUSE_SECONDS = 0.1
 LARGEST_PAUSE_SECONDS = 30.0
 STALLED_AFTER_SECONDS = 60.0
+STOP_GRACE_SECONDS = 5.0
+DEATH_GRACE_SECONDS = 0.5
 LOOP_OF_CRASHES = 4
 RUNS = 2
 
@@ -308,7 +310,8 @@ class Worker:
         finally:
             self._process = self._silence = None
             # Cancelled here means stopping; a process that hung up or stalled is not waited for.
-            ending = await _end(process, 5.0 if self._state is WorkerState.STOPPING else 0.5)
+            stopping = self._state is WorkerState.STOPPING
+            ending = await _end(process, STOP_GRACE_SECONDS if stopping else DEATH_GRACE_SECONDS)
         return f"{reason}, {ending}"
 
     async def _relay(self, process: WorkerProcess) -> None:
