@@ -58,6 +58,9 @@ class Mqtt(Section):
 
     enabled: bool = Field(True, description="Whether to connect to a broker at all.")
     url: str = Field("mqtt://127.0.0.1:1883", description="Broker: mqtt://host:port, or mqtts:// for TLS.")
+    protocol: Literal["auto", "5", "3.1.1"] = Field(
+        "auto", description="MQTT version; auto tries 5 and falls back to 3.1.1."
+    )
     client_id: str = Field(
         "edged", min_length=1, description="Fixed, so that the broker keeps what arrives while edged is away."
     )

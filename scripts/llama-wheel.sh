@@ -46,7 +46,8 @@ build_wheel() {
     building="$(mktemp -d "${directory%/*}/.building.XXXXXX")"
     mkdir "$building/tmp" "$building/sdist" "$building/wheel"
     say "downloading the source of llama-cpp-python $(llama_version)"
-    download_source "$python" "$building" >"$log" 2>&1 &&
+    # A shell of its own, so that what a trap says here does not end in the log.
+    (download_source "$python" "$building") >"$log" 2>&1 &&
         compile_wheel "$python" "$building" 2>&1 | tee -a "$log" | show_build_progress &&
         mv "$building"/wheel/llama_cpp_python-*.whl "$directory/"
     local status=$?

@@ -1,4 +1,7 @@
-"""A daemon in the small, to be killed: ``worker_parent.py SOCKET MODEL COMMAND...`` prints ``pid N`` of its busy worker."""
+"""A daemon in the small, to be killed.
+
+``worker_parent.py SOCKET MODEL COMMAND...`` prints ``pid N`` of its busy worker again and again.
+"""
 
 import asyncio
 import sys

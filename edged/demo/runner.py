@@ -66,13 +66,14 @@ def run(config: Config, report: Report, *, broker_url: str | None = None) -> Non
     script = tomllib.loads((_folder() / "events.toml").read_text(encoding="utf-8"))
     messages = [Message(item["name"], item["topic"], item["payload"]) for item in script["messages"]]
     with contextlib.ExitStack() as stack:
-        url = broker_url
+        url, name = broker_url, ""
         if url is None:
             url, name = stack.enter_context(broker.running())
             report.step(f"MQTT broker: {name} at {url}")
         else:
             report.step(f"MQTT broker: {url}")
-        demo = _configure(config, url, script["events"]["topics"])
+        protocol = "3.1.1" if name == "amqtt" else "auto"  # amqtt stays silent on MQTT 5 until we time out
+        demo = _configure(config, url, protocol, script["events"]["topics"])
         started = time.monotonic()
         client = stack.enter_context(_daemon(demo))
         status = client.status()
@@ -90,7 +91,7 @@ def _folder() -> Traversable:
     return resources.files("edged.demo")
 
 
-def _configure(config: Config, url: str, topics: list[dict[str, Any]]) -> Config:
+def _configure(config: Config, url: str, protocol: str, topics: list[dict[str, Any]]) -> Config:
     """The user's configuration with a home, a port and sensor topics of the demo's own."""
     home = config.home / "demo"
     home.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,7 @@ def _configure(config: Config, url: str, topics: list[dict[str, Any]]) -> Config
         "cache": str(config.cache),
         "http.listen": f"127.0.0.1:{broker.free_port()}",
         "mqtt.url": url,
+        "mqtt.protocol": protocol,
         "mqtt.client_id": f"edged-demo-{os.getpid()}",
         "mqtt.session_expiry_seconds": 0,
         "mqtt.stream_answers": True,
@@ -125,6 +127,7 @@ def _daemon(config: Config) -> Iterator[Client]:
         "EDGED_CACHE": str(config.cache),
         "EDGED_HTTP__LISTEN": config.http.listen,
         "EDGED_MQTT__URL": config.mqtt.url,
+        "EDGED_MQTT__PROTOCOL": config.mqtt.protocol,
         "EDGED_MQTT__CLIENT_ID": config.mqtt.client_id,
         "EDGED_MQTT__SESSION_EXPIRY_SECONDS": str(config.mqtt.session_expiry_seconds),
         "EDGED_MQTT__STREAM_ANSWERS": "true",

@@ -39,6 +39,13 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 SESSION_KEY = "mqtt_session"
 
 
+VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
+
+
+class _NoAnswerError(Exception):
+    """There was a connection, and nothing came over it that answers ours."""
+
+
 class _Message(msgspec.Struct, frozen=True):
     """A received PUBLISH, free of paho's types."""
 
@@ -82,11 +89,17 @@ class _Connection:
         return "5" if self.is_version_5 else "3.1.1"
 
     async def open(self) -> _Connected:
-        """Connect and wait for the broker's answer. Raises ``OSError`` or ``TimeoutError``."""
+        """Connect and wait for the broker's answer.
+
+        Raises ``OSError`` without a connection, ``_NoAnswerError`` on one, :class:`ConfigError`.
+        """
         host, port, _ = split_broker_url(self._settings.url)
         await asyncio.to_thread(self._connect, host, port)
-        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-            return await self._answered
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                return await self._answered
+        except TimeoutError as error:
+            raise _NoAnswerError(f"no answer within {CONNECT_TIMEOUT_SECONDS:.0f} s") from error
 
     async def subscribe(self, filters: Sequence[str]) -> None:
         """Subscribe with QoS 1. Retained values are not asked for: they are states, not events."""
@@ -152,15 +165,15 @@ class _Connection:
         client.on_message = self._message_callback
         client.on_publish = self._published_callback
         client.will_set(settings.status_topic, encode({"status": "offline"}), qos=1, retain=True)
-        if settings.username is not None:
-            client.username_pw_set(settings.username, _password(settings))
-        if split_broker_url(settings.url)[2]:
-            client.tls_set_context(_tls(settings))
         return client
 
     def _connect(self, host: str, port: int) -> None:
-        """Blocks until the TCP connection stands, then leaves the rest to paho's thread."""
-        keepalive = self._settings.keepalive_seconds
+        """Read the credentials' files and connect; blocks until TCP stands, the rest is paho's thread's."""
+        settings, keepalive = self._settings, self._settings.keepalive_seconds
+        if settings.username is not None:
+            self._client.username_pw_set(settings.username, _password(settings))
+        if split_broker_url(settings.url)[2]:
+            self._client.tls_set_context(_tls(settings))
         self._client.connect_timeout = CONNECT_TIMEOUT_SECONDS
         if self.is_version_5:
             properties = Properties(PacketTypes.CONNECT)
@@ -227,7 +240,7 @@ class _Connection:
         if not self.ended.done():
             self.ended.set_result(reason)
         if not self._answered.done():
-            self._answered.set_exception(ConnectionError(reason))
+            self._answered.set_exception(_NoAnswerError(f"the broker hung up: {reason}"))
             self._answered.exception()  # nobody may be waiting any more
         for waiting in self._unacknowledged.values():
             if not waiting.done():
@@ -255,7 +268,7 @@ class MqttGateway:
         self._admission = admission
         self._on_accepted = on_accepted
         self._status = status
-        self._version = MQTTProtocolVersion.MQTTv5
+        self._version = VERSIONS["5" if settings.protocol == "auto" else settings.protocol]
         self._connection: _Connection | None = None
         self._is_connected = asyncio.Event()
         self._accepting: set[asyncio.Task[None]] = set()
@@ -313,21 +326,30 @@ class MqttGateway:
         connection = _Connection(self._settings, self._version, self._received)
         try:
             answer = await connection.open()
-            if answer.wrong_version and connection.is_version_5:
-                self._version = MQTTProtocolVersion.MQTTv311
-                return "the broker does not speak MQTT 5; trying 3.1.1", False
+            if answer.wrong_version:
+                return self._other_version("the broker does not speak this version"), False
             if answer.refused is not None:
                 return f"the broker refused the connection: {answer.refused}", False
             await self._begin(connection, answer)
-            return await connection.ended, True
-        except TimeoutError:
-            return f"no answer within {CONNECT_TIMEOUT_SECONDS:.0f} s", False
+            return await asyncio.shield(connection.ended), True
+        except _NoAnswerError as error:
+            return self._other_version(str(error)), False
         except OSError as error:
             return str(error), False
+        except ConfigError as error:
+            return error.message, False
         finally:
             self._connection = None
             self._is_connected.clear()
             await asyncio.shield(self._farewell(connection))
+
+    def _other_version(self, reason: str) -> str:
+        """Try the other version next: some brokers refuse MQTT 5, some hang up on it, some only stay silent."""
+        if self._settings.protocol != "auto":
+            return reason
+        tried, other = ("5", "3.1.1") if self._version == VERSIONS["5"] else ("3.1.1", "5")
+        self._version = VERSIONS[other]
+        return f"{reason} (MQTT {tried}; trying {other})"
 
     async def _begin(self, connection: _Connection, answer: _Connected) -> None:
         await self._name_session(present=answer.session_present)

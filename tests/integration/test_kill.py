@@ -3,7 +3,7 @@
 import random
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,21 @@ def outcomes(home: Path) -> dict[str, int]:
     return dict(rows)
 
 
+def publish_all(sensor: MqttClient, payloads: Sequence[str | dict[str, Any]]) -> threading.Thread:
+    def work() -> None:
+        for payload in payloads:
+            sensor.publish("edged/query", payload)
+
+    publisher = threading.Thread(target=work, name="publisher")
+    publisher.start()
+    return publisher
+
+
 def kill_at_random(
     daemon: DaemonProcess, sensor: MqttClient, payloads: list[dict[str, Any]], kills: list[int], answers: Answers
 ) -> None:
     """Publish ``payloads`` while the daemon is killed and started again after the given numbers of answers."""
-    publisher = threading.Thread(
-        target=lambda: [sensor.publish("edged/query", payload) for payload in payloads], name="publisher"
-    )
-    publisher.start()
+    publisher = publish_all(sensor, payloads)
     for count in kills:
         answers.until(count)
         daemon.kill()
@@ -100,10 +107,7 @@ def test_events_without_an_id_are_neither_lost_nor_doubled_by_a_kill(tmp_path: P
         add_manual(daemon)
         with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
             answers = Answers(sensor)
-            publisher = threading.Thread(
-                target=lambda: [sensor.publish("edged/query", "How much oil does pump P7 hold?") for _ in range(60)]
-            )
-            publisher.start()
+            publisher = publish_all(sensor, ["How much oil does pump P7 hold?"] * 60)
             for count in (7, 21, 40):
                 answers.until(count)
                 daemon.kill()
