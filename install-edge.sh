@@ -161,16 +161,19 @@ show_demo() {
 }
 
 say_how_to_start() {
-    local environment="" command="$venv/bin/edged"
+    local environment="" command="$venv/bin/edged" for_demo="" for_serve=""
     if [[ "$prefix" != "$default_prefix" ]]; then
         environment="EDGED_HOME=$(printf '%q' "$prefix") "
     elif link_command; then
         command=edged
     fi
-    [[ -z "$broker" ]] || environment+="EDGED_MQTT__URL=$(printf '%q' "$broker") "
+    if [[ -n "$broker" ]]; then
+        for_demo=" --broker $(printf '%q' "$broker")"
+        for_serve="EDGED_MQTT__URL=$(printf '%q' "$broker") "
+    fi
     printf '\nedged is installed. See it at work, then start it:\n\n'
-    printf '  %s%q demo\n' "$environment" "$command"
-    printf '  %s%q serve\n' "$environment" "$command"
+    printf '  %s%q demo%s\n' "$environment" "$command" "$for_demo"
+    printf '  %s%s%q serve\n' "$environment" "$for_serve" "$command"
 }
 
 # Makes `edged` a command where ~/.local/bin is on PATH; somebody else's file of that name is left alone.
