@@ -1,7 +1,8 @@
 """Are answers from selected sentences better and sooner than answers from whole passages?
 
 A is the product: the sentences of three passages to a budget of tokens. B gives the model the three passages whole,
-with the same instruction, model and check. Both answer in turn, question by question, in one run:
+with the same instruction, model and check. Both answer in turn, question by question, in one run; the questions about
+the manuals are answered by A alone:
 
     python benchmarks/answers.py [--questions N] [--offset N] [--json FILE]
 
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
-from quality import MANUAL, XQUAD, Asked, Parts, QuestionSet, every_kth, holds_answer, manuals, parts, table, xquad
+from quality import XQUAD, Asked, Parts, QuestionSet, every_kth, holds_answer, manuals, parts, table, xquad
 
 from edged.rag import prompt
 from edged.rag.answer import PASSAGE_TOKENS, Answerer, ChatModel, Settings, select_citations
@@ -170,8 +171,8 @@ def _citations(retrieval: Retrieval) -> tuple[list[Citation], list[Citation]]:
 
 
 async def measure(parts: Parts, questions: QuestionSet, asked: Sequence[Asked]) -> list[Outcome]:
-    """Every question by both methods, in turns; which goes first alternates."""
-    methods = [(SELECTED, selected), (WHOLE, whole)]
+    """Every question by each method of its collection, in turns; which goes first alternates."""
+    methods = [(SELECTED, selected), (WHOLE, whole)] if questions.collection == XQUAD else [(SELECTED, selected)]
     await selected(parts, asked[0].question, questions.collection)  # the first answer touches the model's pages
     outcomes = []
     for each in asked:
@@ -270,10 +271,11 @@ def main() -> None:
     given = arguments.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     outcomes = asyncio.run(run(given.questions, given.offset))
-    collections = [name for name in (XQUAD, MANUAL) if any(each.collection == name for each in outcomes)]
-    pairs = [(summary(outcomes, name, SELECTED), summary(outcomes, name, WHOLE)) for name in collections]
-    print(table(HEADER, [msgspec.structs.astuple(row) for pair in pairs for row in pair]))
-    print("\n".join(requirements(*pair) for pair in pairs))
+    measured = dict.fromkeys((each.collection, each.method) for each in outcomes)
+    rows = {key: summary(outcomes, *key) for key in sorted(measured, key=lambda key: (key[0] != XQUAD, key[1]))}
+    print(table(HEADER, [msgspec.structs.astuple(row) for row in rows.values()]))
+    if (XQUAD, WHOLE) in rows:
+        print(requirements(rows[XQUAD, SELECTED], rows[XQUAD, WHOLE]))
     if given.json is not None:
         given.json.write_text(json.dumps(msgspec.to_builtins(outcomes), indent=1), encoding="utf-8")
 

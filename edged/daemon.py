@@ -181,6 +181,7 @@ def _start_events(
         inbox,
         answerer,
         Rendering(),
+        health,
         decide=mqtt.decide,
         concurrency=config.events.concurrency,
         on_closed=closed,

@@ -13,6 +13,7 @@ import structlog
 from edged.errors import EdgedError, ExpiredError, RequestError
 from edged.events.event import Event, Outcome
 from edged.events.inbox import Inbox
+from edged.runtime.health import STORE_FAILING, Health
 from edged.types import Answer, AnswerEvent, Delta, Question, Restarted
 
 
@@ -41,6 +42,7 @@ class Dispatcher:
         inbox: Inbox,
         answers: Answers,
         rendering: Rendering,
+        health: Health,
         *,
         decide: Callable[[Event], Question],
         concurrency: int,
@@ -51,6 +53,7 @@ class Dispatcher:
         self._inbox = inbox
         self._answers = answers
         self._rendering = rendering
+        self._health = health
         self._decide = decide
         self._concurrency = concurrency
         self._on_closed = on_closed
@@ -96,6 +99,7 @@ class Dispatcher:
         self._working.pop(event_id, None)
         if not task.cancelled() and task.exception() is not None:
             # The store would not take the outcome; the event is still open and will be taken again.
+            self._health.set(STORE_FAILING, f"an outcome could not be stored: {task.exception()}")
             self._log.error("event_not_closed", event_id=event_id, error=str(task.exception()))
             asyncio.get_running_loop().call_later(1.0, self.wake)
             return
@@ -103,7 +107,9 @@ class Dispatcher:
 
     async def _handle(self, event: Event) -> None:
         outcome, body = await self._outcome(event)
-        if await self._inbox.close_event(event.id, outcome, body):
+        closed = await self._inbox.close_event(event.id, outcome, body)
+        self._health.clear(STORE_FAILING)
+        if closed:
             seconds = self._clock() - event.received_at
             self._on_closed(event, outcome, seconds)
             self._log.info(

@@ -31,7 +31,7 @@ from edged.events.outbox import DisconnectedError, PublishRefusedError
 from edged.events.trigger import TopicRule, question_from_value, rule_for
 from edged.gateway.wire import QueryRequest, answer_body, encode, error_body, parse_query
 from edged.runtime.backoff import pause_seconds
-from edged.runtime.health import MQTT_DOWN, Health
+from edged.runtime.health import MQTT_DOWN, STORE_FAILING, Health
 from edged.types import Answer, Delta, Question, Restarted
 
 UNSUPPORTED_PROTOCOL_VERSION = 132  # MQTT 5.0, section 3.2.2.2
@@ -413,7 +413,9 @@ class MqttGateway:
                 accepted = await self._inbox.reject(incoming, lambda event_id: error_message(event_id, refusal))
         except EdgedError as error:
             self._log.error("event_not_accepted", topic=message.topic, code=error.code, error=error.message)
+            self._health.set(STORE_FAILING, f"an event could not be stored: {error.message}")
             return
+        self._health.clear(STORE_FAILING)
         connection.acknowledge(message)
         self._on_accepted(accepted)
 

@@ -13,6 +13,7 @@ from edged.events.dispatch import Dispatcher
 from edged.events.event import Event, Incoming, Outcome
 from edged.events.inbox import Inbox
 from edged.gateway.mqtt import Rendering
+from edged.runtime.health import STORE_FAILING, Health
 from edged.types import Answer, AnswerEvent, Delta, Question, Restarted, Timings
 
 NOW = 1000.0
@@ -58,6 +59,7 @@ class Setup:
     def __init__(self, inbox: Inbox) -> None:
         self.inbox = inbox
         self.answers = Answers()
+        self.health = Health()
         self.closed: dict[str, Outcome] = {}
         self.progress: list[Delta | Restarted] = []
         self.all_closed = asyncio.Event()
@@ -74,6 +76,7 @@ class Setup:
             self.inbox,
             self.answers,
             Rendering(),
+            self.health,
             decide=decide or (lambda event: Question(text=event.payload.decode())),
             concurrency=concurrency,
             on_closed=self.on_closed,
@@ -203,6 +206,28 @@ async def test_an_event_cut_off_by_a_stop_is_taken_up_at_the_next_start(setup: S
     setup.answers.release.set()
     async with serving(setup.dispatcher()):
         await setup.all_closed.wait()
+    assert setup.closed == {"e1": Outcome.ANSWERED}
+
+
+async def test_an_outcome_the_store_does_not_take_is_a_condition_and_is_tried_again(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close_event = setup.inbox.close_event
+    failures = 2
+
+    async def failing(event_id: str, outcome: Outcome, body: bytes) -> bool:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise StoreError("the disk is gone")
+        assert setup.health.holds(STORE_FAILING)
+        return await close_event(event_id, outcome, body)
+
+    monkeypatch.setattr(setup.inbox, "close_event", failing)
+    await setup.accept("e1", "why?")
+    async with serving(setup.dispatcher()):
+        await setup.all_closed.wait()
+    assert not setup.health.holds(STORE_FAILING)
     assert setup.closed == {"e1": Outcome.ANSWERED}
 
 

@@ -537,7 +537,7 @@ async def test_a_stopped_worker_can_be_started_again(tmp_path: Path) -> None:
 
 async def _resources() -> tuple[int, list[str], list[psutil.Process]]:
     """Open descriptors, threads and children, once asyncio's threads that waited for a child have ended."""
-    await eventually(lambda: not any(thread.name.startswith("waitpid") for thread in threading.enumerate()))
+    await eventually(lambda: not any("waitpid" in thread.name for thread in threading.enumerate()))
     me = psutil.Process()
     return me.num_fds(), sorted(thread.name for thread in threading.enumerate()), me.children(recursive=True)
 

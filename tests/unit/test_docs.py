@@ -16,6 +16,7 @@ from edged.cli import app
 from edged.config import settings
 from edged.errors import HTTP_STATUS
 from edged.gateway.http import create_app
+from edged.runtime.health import KINDS
 
 DOCS = Path(__file__).parents[2] / "docs"
 HEAD = """\
@@ -146,3 +147,24 @@ def test_http_md_lists_every_status_of_an_error() -> None:
     rows = {int(status): codes for status, codes in re.findall(r"^\| (\d{3}) \| (.+) \|$", page, flags=re.MULTILINE)}
     for code, status in HTTP_STATUS.items():
         assert f"`{code}`" in rows[status]
+
+
+def test_operations_md_lists_every_condition_with_its_severity_and_advice() -> None:
+    text = (DOCS / "OPERATIONS.md").read_text(encoding="utf-8")
+    rows = [f"| `{kind.code}` | {kind.severity.value} | {kind.hint} |" for kind in KINDS]
+    assert [row for row in rows if row not in text] == []
+
+
+def test_architecture_md_names_only_modules_that_exist() -> None:
+    text = (DOCS / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text.split("## Where things are")[1].split("## Life of an event")[0]
+    root = DOCS.parent / "edged"
+    named = re.findall(r"^\| `(\w+)/` \| (.*) \|$", table, re.MULTILINE)
+    missing = [
+        f"{package}/{module}"
+        for package, modules in named
+        for module in re.findall(r"`(\w+)`", modules)
+        if not (root / package / f"{module}.py").exists()
+    ]
+    assert named
+    assert missing == []

@@ -50,7 +50,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(
         prompt=st.integers(1, 320),
-        longest=st.integers(-2, 320),
+        longest=st.integers(-50, 320),
         patience=st.none() | st.floats(0, 20),
     )
     def submit(self, prompt: int, longest: int, patience: float | None) -> None:
