@@ -142,6 +142,10 @@ class _Connection:
         if message.qos > 0 and not self.ended.done():
             self._client.ack(message.mid, message.qos)
 
+    def abandon(self, reason: str) -> None:
+        """Serve no longer; whoever waits for the end closes the connection."""
+        self._end(reason)
+
     async def close(self) -> None:
         """Say goodbye and end paho's thread. Idempotent."""
         self._client.disconnect()
@@ -414,6 +418,8 @@ class MqttGateway:
         except EdgedError as error:
             self._log.error("event_not_accepted", topic=message.topic, code=error.code, error=error.message)
             self._health.set(STORE_FAILING, f"an event could not be stored: {error.message}")
+            # The broker delivers an unacknowledged message again only on a new connection.
+            connection.abandon("an event could not be stored")
             return
         self._health.clear(STORE_FAILING)
         connection.acknowledge(message)

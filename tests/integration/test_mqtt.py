@@ -10,6 +10,9 @@ import httpx
 import pytest
 
 from edged.daemon import running
+from edged.errors import StoreError
+from edged.events.event import Incoming
+from edged.events.inbox import Accepted, Inbox
 from edged.gateway import mqtt
 from tests.broker import Mosquitto
 from tests.daemon_process import FAKE_WORKER, DaemonProcess, configure
@@ -163,6 +166,29 @@ async def test_a_broker_that_restarts_finds_edged_again_with_its_subscriptions(
             _, body = await ask(sensor, "edged/query", "Oil of pump P7?")
     assert "mqtt_disconnected" in {held["code"] for held in conditions}
     assert body["citations"][0]["document_id"] == "p7"
+
+
+async def test_an_event_the_store_did_not_take_is_delivered_again(
+    tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = Inbox.accept
+    failures = 2
+
+    async def failing(inbox: Inbox, incoming: Incoming) -> Accepted:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise StoreError("the disk is gone")
+        return await accept(inbox, incoming)
+
+    monkeypatch.setattr(Inbox, "accept", failing)
+    quick = {"mqtt__reconnect_min_seconds": 0.05, "mqtt__reconnect_max_seconds": 0.2}
+    async with daemon(tmp_path / "home", mosquitto, **quick):
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+            topic, _ = await ask(sensor, "edged/query", {"query": "Oil of pump P7?", "id": "stubborn"})
+    assert topic == "edged/answer/stubborn"
+    assert failures == 0
 
 
 async def test_the_last_will_says_offline_when_edged_dies(tmp_path: Path, mosquitto: Mosquitto) -> None:
