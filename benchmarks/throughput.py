@@ -154,7 +154,12 @@ async def run() -> list[Measured]:
     """Every number of streams in every round, after one unmeasured stream that touches the model's pages."""
     async with chat_worker() as worker:
         await stream(worker, PROMPTS[0])
-        return [await measure(worker, streams, number) for number in range(ROUNDS) for streams in STREAMS]
+        measured = []
+        for number in range(ROUNDS):
+            for streams in STREAMS:
+                measured.append(await measure(worker, streams, number))
+                print(f"round {number + 1}, {streams} streams: {measured[-1].tokens_per_second:.1f} tokens/s", flush=True)
+        return measured
 
 
 def row(measured: list[Measured], streams: int) -> Row:
