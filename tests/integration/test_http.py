@@ -185,7 +185,7 @@ def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(
     ("status", "stores", "health", "ready"),
-    [("ok", True, 200, 200), ("degraded", True, 200, 200), ("failing", True, 503, 503), ("ok", False, 200, 503)],
+    [("ok", True, 200, 200), ("degraded", True, 200, 200), ("failing", True, 503, 503), ("degraded", False, 200, 200)],
 )
 async def test_health_and_readiness_tell_the_state(
     door: Door, status: str, stores: bool, health: int, ready: int
