@@ -69,7 +69,9 @@ class Answerer:
         Raises :class:`StoreError`. A missing, busy or dying model degrades the answer instead.
         """
         work = _Work(question, self._chat.name if self._chat else "")
-        retrieval = await self._retriever.retrieve(question.text, question.collection, self._settings.passages)
+        retrieval = await self._retriever.retrieve(
+            question.text, question.collection, self._settings.passages, seconds_left=work.seconds_left()
+        )
         work.retrieved(retrieval)
         if not retrieval.near:
             yield self._finish(work.answer("not_found", prompt.NOT_FOUND, (), "no passage is near the question"))

@@ -1,6 +1,7 @@
 """From a question to the passages nearest it: by keyword, by meaning and by their best sentence, fused by rank."""
 
 import re
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -21,6 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 # and 0.984, these two fused 0.938 and 0.992, with the best sentence 0.954 and 0.995; neither 1.5 for keywords nor
 # 0.5 for sentences is better on both halves of the questions. From 5 to 30 passages per method rank alike there;
 # 20 leaves room for larger collections.
+EMBED_PATIENCE_SECONDS = 10.0
 RANKED_PER_METHOD = 20
 TELLING_SHARE = 0.6
 """A passage with this share of the question's words is near it, whatever the cosine."""
@@ -63,10 +65,16 @@ class Retriever:
         self._embedder = embedder
         self._near = near
 
-    async def retrieve(self, question: str, collection: str, limit: int) -> Retrieval:
-        """The ``limit`` best passages for a question. Raises :class:`StoreError`."""
+    async def retrieve(
+        self, question: str, collection: str, limit: int, *, seconds_left: float | None = None
+    ) -> Retrieval:
+        """The ``limit`` best passages for a question. Raises :class:`StoreError`.
+
+        An embedder that is too slow for the time left is not waited for; keywords alone decide then.
+        """
         started = time.monotonic()
-        vector = await self._embed(question)
+        patience = EMBED_PATIENCE_SECONDS if seconds_left is None else min(EMBED_PATIENCE_SECONDS, seconds_left / 2)
+        vector = await self._embed(question, patience)
         embedded = time.monotonic()
         ranked = await self.rank(question, vector, collection)
         passages = await self._store.passages(ranked.ids[:limit])
@@ -97,12 +105,13 @@ class Retriever:
             best_cosine=nearest[0][1] if nearest else None,
         )
 
-    async def _embed(self, question: str) -> FloatArray | None:
+    async def _embed(self, question: str, patience_seconds: float) -> FloatArray | None:
         if self._embedder is None:
             return None
         try:
-            return await self._embedder.embed_question(question)
-        except WorkerError:
+            async with asyncio.timeout(patience_seconds):
+                return await self._embedder.embed_question(question)
+        except (WorkerError, TimeoutError):
             return None  # the worker's condition is in /health; keywords still find most of it
 
     def _is_near(

@@ -106,6 +106,15 @@ async def test_an_answer_whose_deadline_leaves_no_time_is_the_passages(tmp_path:
     assert body["note"]
 
 
+async def test_an_embedder_that_is_too_slow_for_the_deadline_is_not_waited_for(tmp_path: Path) -> None:
+    async with daemon(tmp_path / "home") as http:
+        await ready(http)
+        await http.post("/v1/documents", json={"id": "p7", "text": MANUAL})
+        body = await ask(http, query="How much oil does pump P7 hold? pause=60", deadline_ms=400)
+    assert "4 litres of oil" in body["answer"]
+    assert body["timings"]["embed_ms"] < 400
+
+
 async def test_a_worker_that_keeps_dying_leaves_answers_of_passages_and_a_condition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
