@@ -1,7 +1,7 @@
 """From a question to the passages nearest it: by keyword, by meaning and by their best sentence, fused by rank."""
 
-import re
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from typing import Protocol
