@@ -219,7 +219,10 @@ def _checkpoint_and_close(connection: sqlite3.Connection) -> None:
 
 
 def _integrity(connection: sqlite3.Connection) -> list[str]:
-    found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
+    try:
+        found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
+    except sqlite3.DatabaseError as error:  # too damaged for the check itself
+        return [str(error)]
     dangling = connection.execute("PRAGMA foreign_key_check")
     return found + [f"row {row} of {table} refers to a missing row of {parent}" for table, row, parent, _ in dangling]
 

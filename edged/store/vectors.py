@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+COSINE_DIGITS = 6
+
 FloatArray = NDArray[np.float32]
 
 _REMOVED = -1
@@ -65,7 +67,8 @@ class VectorIndex:
         state = self._state  # one reference, read once: the whole search sees this state
         if limit < 1 or state.used == state.gone:
             return []
-        distances = -(state.matrix[: state.used] @ vector)
+        # Rounded, because BLAS sums equal rows in different orders: equal vectors shall be equally near.
+        distances = np.round(-(state.matrix[: state.used] @ vector), COSINE_DIGITS)
         ids = state.ids[: state.used]
         if state.gone:
             live = ids != _REMOVED

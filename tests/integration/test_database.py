@@ -62,11 +62,16 @@ def rows_seen_from_outside(path: Path) -> list[str]:
         return names(connection)
 
 
-async def as_one_group(database: Database, *works: Work) -> list[None | BaseException]:
+async def as_one_group(database: Database, *works: Work) -> list[BaseException | None]:
     """Queue ``works`` while the writer is held, so that it takes them together; their outcomes in order."""
-    release = threading.Event()
-    held = asyncio.create_task(database.write(lambda _: release.wait()))
-    await asyncio.sleep(0)  # lets the task queue its write
+    entered, release = threading.Event(), threading.Event()
+
+    def hold(_: sqlite3.Connection) -> None:
+        entered.set()
+        release.wait()
+
+    held = asyncio.create_task(database.write(hold))
+    await asyncio.to_thread(entered.wait)
     tasks = [asyncio.create_task(database.write(work)) for work in works]
     await asyncio.sleep(0)
     release.set()
