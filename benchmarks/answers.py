@@ -24,7 +24,7 @@ import structlog
 from quality import XQUAD, Asked, Parts, QuestionSet, every_kth, holds_answer, manuals, parts, table, xquad
 
 from edged.rag import prompt
-from edged.rag.answer import PASSAGE_TOKENS, Answerer, ChatModel, Settings, select_citations
+from edged.rag.answer import PASSAGE_TOKENS, Answerer, ChatModel, Settings, select_citations, similarities
 from edged.rag.cite import as_text, check, citation
 from edged.rag.retrieve import Retrieval
 from edged.types import Answer, Citation, Delta, Question, Restarted, Segment
@@ -143,7 +143,7 @@ async def whole(parts: Parts, question: str, collection: str) -> Attempt:
                 generated += text
             case Finished():
                 last = item
-    verdict = check(question, generated.strip(), sentences)
+    verdict = check(question, generated.strip(), sentences, similarities=similarities(retrieval))
     best = as_text(select_citations(question, retrieval, PASSAGE_TOKENS))
     ended = time.monotonic()
     assert last is not None

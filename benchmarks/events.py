@@ -9,6 +9,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import socket
 import statistics
 import sys
 import tempfile
@@ -74,6 +75,7 @@ class Sensor:
         client.on_connect = lambda client, *_: client.subscribe("edged/answer/#", 1)
         client.on_subscribe = lambda *_: self._subscribed.set()
         client.on_message = self._answered
+        client.on_socket_open = _send_at_once
         client.max_inflight_messages_set(0)
         client.connect("127.0.0.1", port, clean_start=True)
 
@@ -110,6 +112,10 @@ class Sensor:
         self._latencies.setdefault(body["id"], Latency(whole_ms, body["timings"]["total_ms"]))
         if len(self._latencies) == self._expected:
             self._complete.set()
+
+
+def _send_at_once(_client: paho.Client, _data: object, connection: Any) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def sense(port: int, rate: int, seconds: float, name: str) -> list[Latency]:

@@ -6,6 +6,7 @@ its own: what was in flight when it ended is the outbox's to send again and the 
 
 import asyncio
 import random
+import socket
 import ssl
 import time
 import uuid
@@ -163,6 +164,7 @@ class _Connection:
             manual_ack=True,
         )
         client.max_inflight_messages_set(0)  # the outbox has its own window
+        client.on_socket_open = _send_at_once
         client.on_connect = self._connected_callback
         client.on_disconnect = self._disconnected_callback
         client.on_connect_fail = lambda _client, _data: self._call(self._end, "the connection failed")
@@ -491,6 +493,11 @@ class Rendering:
 def error_message(event_id: str, error: EdgedError) -> bytes:
     """The message of an event that got no answer; receivers drop repetitions by ``answer_id``."""
     return encode({**error_body(event_id, error), "answer_id": answer_id(event_id)})
+
+
+def _send_at_once(_client: paho.Client, _data: object, connection: Any) -> None:
+    # paho leaves Nagle's algorithm on: an answer then waits up to 40 ms for the broker's kernel to acknowledge.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _reply_topic(message: _Message) -> str | None:

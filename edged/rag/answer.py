@@ -88,7 +88,7 @@ class Answerer:
             note = "there is no chat model"
         elif chosen.step != "passages":
             try:
-                async with contextlib.aclosing(self._generate(self._chat, work, chosen, shown)) as events:
+                async with contextlib.aclosing(self._generate(self._chat, work, chosen, shown, retrieval)) as events:
                     async for event in events:
                         yield event
             except WorkerError as error:
@@ -100,7 +100,7 @@ class Answerer:
         yield self._finish(work.passages("passages", note))
 
     async def _generate(
-        self, chat: ChatModel, work: "_Work", chosen: Plan, shown: tuple[Citation, ...]
+        self, chat: ChatModel, work: "_Work", chosen: Plan, shown: tuple[Citation, ...], retrieval: Retrieval
     ) -> AsyncGenerator[AnswerEvent, None]:
         question = work.question
         rendered = chat.render(prompt.messages(question.text, shown, question.evidence))
@@ -120,7 +120,7 @@ class Answerer:
                         work.finished(item)
                         self._learn(item)
         text = work.spoken.strip()
-        verdict = check(question.text, text, shown, question.evidence)
+        verdict = check(question.text, text, shown, question.evidence, similarities(retrieval))
         if not verdict.objection:
             note = "" if chosen.step == "generated" else "a smaller budget of sentences, to meet the deadline"
             yield self._finish(work.answer(chosen.step, text, verdict.citations, note))
@@ -150,6 +150,16 @@ def select_citations(question: str, retrieval: Retrieval, budget_tokens: int) ->
     ]
     chosen = select(question, candidates, budget_tokens=budget_tokens)
     return tuple(citation(retrieval.passages[each.passage_rank].passage, each.index) for each in chosen)
+
+
+def similarities(retrieval: Retrieval) -> dict[str, float]:
+    """The cosine of each sentence of a retrieval to the question, by sentence id, where vectors exist."""
+    return {
+        f"{stored.passage.chunk_id}.{index}": cosine
+        for stored, cosines in zip(retrieval.passages, retrieval.similarities, strict=True)
+        for index, cosine in enumerate(cosines)
+        if cosine is not None
+    }
 
 
 def _reason(error: WorkerError) -> str:

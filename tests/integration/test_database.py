@@ -62,8 +62,8 @@ def rows_seen_from_outside(path: Path) -> list[str]:
         return names(connection)
 
 
-async def as_one_group(database: Database, *works: Work) -> list[BaseException | None]:
-    """Queue ``works`` while the writer is held, so that it takes them together; their outcomes in order."""
+async def hold_writer(database: Database) -> tuple[asyncio.Task[None], threading.Event]:
+    """Keep the writer busy, alone in its group, until the event is set; what is queued meanwhile goes together."""
     entered, release = threading.Event(), threading.Event()
 
     def hold(_: sqlite3.Connection) -> None:
@@ -72,6 +72,12 @@ async def as_one_group(database: Database, *works: Work) -> list[BaseException |
 
     held = asyncio.create_task(database.write(hold))
     await asyncio.to_thread(entered.wait)
+    return held, release
+
+
+async def as_one_group(database: Database, *works: Work) -> list[BaseException | None]:
+    """Queue ``works`` while the writer is held, so that it takes them together; their outcomes in order."""
+    held, release = await hold_writer(database)
     tasks = [asyncio.create_task(database.write(work)) for work in works]
     await asyncio.sleep(0)
     release.set()
@@ -134,9 +140,7 @@ async def test_a_write_is_not_answered_before_the_commit_it_shares(database: Dat
     async def write_first() -> None:
         await database.write(first, on_commit=lambda _: seen.append(rows_seen_from_outside(database.path)))
 
-    hold = threading.Event()
-    held = asyncio.create_task(database.write(lambda _: hold.wait()))
-    await asyncio.sleep(0)
+    held, hold = await hold_writer(database)
     answered = asyncio.create_task(write_first())
     other = asyncio.create_task(database.write(second))
     await asyncio.sleep(0)
@@ -263,9 +267,7 @@ async def test_a_cancelled_caller_does_not_stop_its_running_write(database: Data
 
 
 async def test_a_cancelled_caller_drops_its_queued_write(database: Database) -> None:
-    release = threading.Event()
-    held = asyncio.create_task(database.write(lambda _: release.wait()))
-    await asyncio.sleep(0)
+    held, release = await hold_writer(database)
     task = asyncio.create_task(database.write(insert("a")))
     await asyncio.sleep(0)
     task.cancel()

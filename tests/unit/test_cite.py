@@ -68,6 +68,15 @@ def test_what_is_said_of_another_code_does_not_stand() -> None:
     assert check(ASKED, answer, shown(FAULT, OTHER_FAULT)).objection.endswith("is not about E-217")
 
 
+def test_what_is_said_of_something_farther_from_the_question_does_not_stand() -> None:
+    facts = shown("The pump of the skid is stopped at 32 °C.", "The pump of the skid is greased at 40 °C.")
+    answer = "The pump is greased at 40 °C."
+    far = {facts[0].sentence_id: 0.8, facts[1].sentence_id: 0.6}
+    near = {facts[0].sentence_id: 0.8, facts[1].sentence_id: 0.78}
+    assert "not the one" in check("When does the pump of the skid halt?", answer, facts, similarities=far).objection
+    assert check("When does the pump of the skid halt?", answer, facts, similarities=near).objection == ""
+
+
 def test_an_invented_number_is_named() -> None:
     answer = "The discharge temperature has exceeded 95 °C."
     assert check(ASKED, answer, shown(FAULT)).objection == "not in the cited sentences: 95 °C"
