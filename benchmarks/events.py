@@ -37,8 +37,9 @@ FLUSHES = 300
 PATIENCE_SECONDS = 20.0
 MANUAL = "The relief valve of pump P7 opens at 12 bar.\n\nThe pump P7 holds 4 litres of oil."
 QUESTION = "How much oil does pump P7 hold?"
-# What a broker in production logs; its default in the tests is every packet.
-BROKER_OPTIONS = "allow_anonymous true\nlog_type none\nlog_type information"
+# The tests' broker logs every packet. Without set_tcp_nodelay mosquitto holds small packets back until the receiver's
+# kernel acknowledges the one before, up to 40 ms: that is the broker's setting, and no client can change it.
+BROKER_OPTIONS = "allow_anonymous true\nlog_type none\nlog_type information\nset_tcp_nodelay true"
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -203,11 +204,13 @@ def requirements(rows: Sequence[Row]) -> list[str]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--folder", type=Path, help="a folder on the disk to measure; the temporary one if not given")
+    arguments.add_argument(
+        "--folder", type=Path, help="a folder on the disk to measure; the temporary one if not given"
+    )
     arguments.add_argument("--json", type=Path, help="write every figure to this file")
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="edged-events-", dir=given.folder) as folder:
-        os.chmod(folder, 0o755)
+        Path(folder).chmod(0o755)
         rows, times = run(Path(folder))
     disk = row(0, "flush", times)
     print(table(rows))

@@ -158,7 +158,9 @@ async def run() -> list[Measured]:
         for number in range(ROUNDS):
             for streams in STREAMS:
                 measured.append(await measure(worker, streams, number))
-                print(f"round {number + 1}, {streams} streams: {measured[-1].tokens_per_second:.1f} tokens/s", flush=True)
+                print(
+                    f"round {number + 1}, {streams} streams: {measured[-1].tokens_per_second:.1f} tokens/s", flush=True
+                )
         return measured
 
 

@@ -75,13 +75,35 @@ async def hold_writer(database: Database) -> tuple[asyncio.Task[None], threading
     return held, release
 
 
-async def as_one_group(database: Database, *works: Work) -> list[BaseException | None]:
-    """Queue ``works`` while the writer is held, so that it takes them together; their outcomes in order."""
-    held, release = await hold_writer(database)
-    tasks = [asyncio.create_task(database.write(work)) for work in works]
-    await asyncio.sleep(0)
-    release.set()
+@contextlib.asynccontextmanager
+async def writer_held(database: Database) -> AsyncIterator[None]:
+    """Keeps the writer busy with a write of its own, so that what is queued meanwhile is taken together."""
+    running, release = threading.Event(), threading.Event()
+
+    def hold(_: sqlite3.Connection) -> None:
+        running.set()
+        release.wait()
+
+    held = asyncio.create_task(database.write(hold))
+    await asyncio.to_thread(running.wait)
+    try:
+        yield
+    finally:
+        release.set()
     await held
+
+
+async def queued(database: Database, work: Work) -> "asyncio.Task[None]":
+    """A task that has queued ``work``."""
+    task = asyncio.create_task(database.write(work))
+    await asyncio.sleep(0)
+    return task
+
+
+async def as_one_group(database: Database, *works: Work) -> list[BaseException | None]:
+    """The outcomes of ``works``, in order, when the writer takes them together."""
+    async with writer_held(database):
+        tasks = [await queued(database, work) for work in works]
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -127,7 +149,6 @@ async def test_two_reads_run_at_the_same_time(database: Database) -> None:
 
 async def test_a_write_is_not_answered_before_the_commit_it_shares(database: Database) -> None:
     first_ran, release = threading.Event(), threading.Event()
-    seen: list[list[str]] = []
 
     def first(connection: sqlite3.Connection) -> None:
         insert("first")(connection)
@@ -137,22 +158,24 @@ async def test_a_write_is_not_answered_before_the_commit_it_shares(database: Dat
         release.wait()
         insert("second")(connection)
 
-    async def write_first() -> None:
-        await database.write(first, on_commit=lambda _: seen.append(rows_seen_from_outside(database.path)))
-
-    held, hold = await hold_writer(database)
-    answered = asyncio.create_task(write_first())
-    other = asyncio.create_task(database.write(second))
-    await asyncio.sleep(0)
-    hold.set()
-    await held
+    async with writer_held(database):
+        answered = await queued(database, first)
+        other = await queued(database, second)
     await asyncio.to_thread(first_ran.wait)
-    await asyncio.sleep(0)
-    assert not answered.done()
-    assert await database.read(names) == []
-    release.set()
-    await asyncio.gather(answered, other)
-    assert seen == [["first", "second"]]  # another connection saw both before the first caller was told
+    try:
+        assert await asyncio.to_thread(rows_seen_from_outside, database.path) == []
+        assert not answered.done()
+    finally:
+        release.set()
+    await answered
+    assert await asyncio.to_thread(rows_seen_from_outside, database.path) == ["first", "second"]
+    await other
+
+
+async def test_what_follows_a_commit_sees_it_from_any_connection(database: Database) -> None:
+    seen: list[list[str]] = []
+    await database.write(insert("a"), on_commit=lambda _: seen.append(rows_seen_from_outside(database.path)))
+    assert seen == [["a"]]
 
 
 async def test_many_waiting_writes_share_few_commits(database: Database) -> None:
@@ -267,14 +290,11 @@ async def test_a_cancelled_caller_does_not_stop_its_running_write(database: Data
 
 
 async def test_a_cancelled_caller_drops_its_queued_write(database: Database) -> None:
-    held, release = await hold_writer(database)
-    task = asyncio.create_task(database.write(insert("a")))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    release.set()
-    await held
+    async with writer_held(database):
+        task = await queued(database, insert("a"))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     await database.write(insert("b"))
     assert await database.read(names) == ["b"]
 
