@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from edged.types import Citation
 
 # Tried with SmolLM2-135M on 100 XQuAD questions and 50 about the manuals; its texts that hold a right answer:
-#   this form, facts as a list      36 and 23; of those about the manuals that pass the check 18 are right, 0 wrong
-#   facts as one paragraph          39 and 22; 12 right, 3 wrong
+#   this form, facts as a list      36 and 22; of those about the manuals that pass the check 18 are right, 0 wrong
+#   facts as one paragraph          39 and 21; 12 right, 3 wrong
 #   one example before the facts    24 and 22; its words leak into answers, and it costs 56 tokens
 #   facts under documents' titles   15 of 50 and 21, where this form has 16 and 22
 # A budget of 90 tokens instead of 160: 14 of 50 and 25, but five of the 50 lose the sentence with the answer.

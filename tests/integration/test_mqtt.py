@@ -229,7 +229,9 @@ async def test_answers_are_shown_as_they_grow_where_configured(tmp_path: Path, m
     async with daemon(tmp_path / "home", mosquitto, mqtt__stream_answers=True):
         await status(mosquitto, "ok")
         with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
-            await asyncio.to_thread(sensor.publish, "edged/query", {"query": "Oil of pump P7?", "id": "s"})
+            await asyncio.to_thread(
+                sensor.publish, "edged/query", {"query": "When does the relief valve of pump P7 open?", "id": "s"}
+            )
             text = ""
             while True:
                 topic, body = await asyncio.to_thread(sensor.next)

@@ -77,6 +77,12 @@ def test_what_is_said_of_something_farther_from_the_question_does_not_stand() ->
     assert check("When does the pump of the skid halt?", answer, facts, similarities=near).objection == ""
 
 
+def test_a_code_of_one_sentence_with_the_words_of_another_does_not_stand() -> None:
+    facts = shown(OTHER_FAULT, "Fault E-227 on the RS-75 compressor means that the inlet valve does not close.")
+    answer = "The code E-227 means that the oil separator element is saturated."
+    assert "mixed sentences: E-227" in check("What does E-271 on the compressor mean?", answer, facts).objection
+
+
 def test_an_invented_number_is_named() -> None:
     answer = "The discharge temperature has exceeded 95 °C."
     assert check(ASKED, answer, shown(FAULT)).objection == "not in the cited sentences: 95 °C"
