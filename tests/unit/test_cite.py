@@ -79,7 +79,7 @@ def test_what_is_said_of_something_farther_from_the_question_does_not_stand() ->
 
 def test_a_code_of_one_sentence_with_the_words_of_another_does_not_stand() -> None:
     facts = shown(OTHER_FAULT, "Fault E-227 on the RS-75 compressor means that the inlet valve does not close.")
-    answer = "The code E-227 means that the oil separator element is saturated."
+    answer = "Fault E-227 means that the oil separator element is saturated."
     assert "mixed sentences: E-227" in check("What does E-271 on the compressor mean?", answer, facts).objection
 
 
