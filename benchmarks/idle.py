@@ -64,7 +64,7 @@ def daemon(home: Path, broker: Mosquitto) -> Iterator[tuple[subprocess.Popen[byt
         "EDGED_MQTT__URL": broker.url,
         "EDGED_LOG__LEVEL": "error",
     }
-    process = subprocess.Popen([sys.executable, "-m", "edged", "serve"], cwd=ROOT, env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "edged.cli", "serve"], cwd=ROOT, env=environment)
     try:
         yield process, f"http://{listen}"
     finally:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import gc
 import os
 import signal
 import time
@@ -76,8 +77,15 @@ async def _serve(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, stop)
     async with running(config):
+        spare_collector()
         await stop.wait()
     return 0
+
+
+def spare_collector() -> None:
+    """Exempt what stands after the start from garbage collection: walking it holds every event up for 20 ms."""
+    gc.collect()
+    gc.freeze()
 
 
 def _on_signal(stop: asyncio.Event) -> None:

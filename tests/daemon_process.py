@@ -14,7 +14,7 @@ from typing import Any
 
 from edged import log
 from edged.config import Config, load
-from edged.daemon import running
+from edged.daemon import running, spare_collector
 from edged.workers.process import ENGINE_COMMAND
 from tests.gguf_files import gguf_bytes
 
@@ -94,6 +94,7 @@ async def _serve(config: Config, command: tuple[str, ...]) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with running(config, worker_command=command) as server:
+        spare_collector()
         os.write(sys.stdout.fileno(), f"READY {server.port}\n".encode())
         await stop.wait()
 

@@ -349,6 +349,8 @@ def _held(texts: Sequence[str]) -> dict[Decimal, set[str]]:
 
 def _with_unit_before(text: str) -> Iterator[Claim]:
     """Numbers whose unit stands in their label: ``Pressure (bar): 5``, ``"pressure_bar": 5.2``."""
+    if ":" not in text and "=" not in text:  # most sentences, and trying every unit at every place is slow
+        return
     for match in _UNIT_BEFORE.finditer(text):
         spelled = match["enclosed"] or match["suffix"] or match["last"]
         is_letter_of_prose = match["last"] is not None and len(spelled) == 1 and spelled.isalpha()
