@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import uuid
 from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -64,7 +65,12 @@ class Report(Protocol):
 def run(config: Config, report: Report, *, broker_url: str | None = None) -> None:
     """The whole demo; its daemon lives in ``<home>/demo``. Raises :class:`EdgedError`."""
     script = tomllib.loads((_folder() / "events.toml").read_text(encoding="utf-8"))
-    messages = [Message(item["name"], item["topic"], item["payload"]) for item in script["messages"]]
+    # An id that was used before would be answered from its stored outcome.
+    run_id = uuid.uuid4().hex[:6]
+    messages = [
+        Message(item["name"], item["topic"], item["payload"].replace("-0001", f"-{run_id}"))
+        for item in script["messages"]
+    ]
     with contextlib.ExitStack() as stack:
         url, name = broker_url, ""
         if url is None:

@@ -12,7 +12,7 @@ from edged.errors import DeadlineError, PromptTooLongError, WorkerError
 from edged.rag import prompt
 from edged.rag.cite import as_text, check, citation
 from edged.rag.degrade import MARGIN_SECONDS, Plan, Speed, plan
-from edged.rag.retrieve import Retrieval, Retriever
+from edged.rag.retrieve import Retrieval, Retriever, holds_codes, named_codes
 from edged.rag.select import Candidate, select
 from edged.types import Answer, AnswerEvent, Citation, Delta, Question, Restarted, Segment, Step, Timings
 from edged.workers.protocol import Finished, Piece
@@ -162,6 +162,13 @@ def similarities(retrieval: Retrieval) -> dict[str, float]:
     }
 
 
+def about_the_codes(question: str, cited: tuple[Citation, ...]) -> tuple[Citation, ...]:
+    """Of sentences about several codes, those that name most of the question's; all where it names none."""
+    asked = named_codes(question)
+    named = [sum(holds_codes([code], [each.text]) for code in asked) for each in cited]
+    return tuple(each for each, count in zip(cited, named, strict=True) if count == max(named, default=0))
+
+
 def _reason(error: WorkerError) -> str:
     if isinstance(error, DeadlineError):
         return "the deadline came before the answer was complete"
@@ -205,7 +212,9 @@ class _Work:
     def passages(self, step: Step, note: str) -> Answer:
         """The best sentences themselves as the answer."""
         assert self._retrieval is not None
-        best = select_citations(self.question.text, self._retrieval, PASSAGE_TOKENS)
+        best = about_the_codes(
+            self.question.text, select_citations(self.question.text, self._retrieval, PASSAGE_TOKENS)
+        )
         return self.answer(step, as_text(best), best, note)
 
     def answer(self, step: Step, text: str, citations: tuple[Citation, ...], note: str) -> Answer:
