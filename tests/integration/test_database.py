@@ -62,19 +62,6 @@ def rows_seen_from_outside(path: Path) -> list[str]:
         return names(connection)
 
 
-async def hold_writer(database: Database) -> tuple[asyncio.Task[None], threading.Event]:
-    """Keep the writer busy, alone in its group, until the event is set; what is queued meanwhile goes together."""
-    entered, release = threading.Event(), threading.Event()
-
-    def hold(_: sqlite3.Connection) -> None:
-        entered.set()
-        release.wait()
-
-    held = asyncio.create_task(database.write(hold))
-    await asyncio.to_thread(entered.wait)
-    return held, release
-
-
 @contextlib.asynccontextmanager
 async def writer_held(database: Database) -> AsyncIterator[None]:
     """Keeps the writer busy with a write of its own, so that what is queued meanwhile is taken together."""
