@@ -122,9 +122,7 @@ def start(home: Path, broker: Mosquitto) -> Start:
         wait_for(url, status=None)
         serving = time.monotonic()
         wait_for(url, status="ok")
-        return Start(
-            serving_seconds=round(serving - started, 3), ready_seconds=round(time.monotonic() - started, 3)
-        )
+        return Start(serving_seconds=round(serving - started, 3), ready_seconds=round(time.monotonic() - started, 3))
 
 
 def starts(folder: Path, broker: Mosquitto) -> list[Start]:
@@ -172,7 +170,7 @@ def main() -> None:
     arguments.add_argument("--json", type=Path, help="write every figure to this file")
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="edged-idle-") as name:
-        os.chmod(name, 0o755)
+        Path(name).chmod(0o755)
         broker = Mosquitto(Path(name), find_free_port())
         broker.start()
         try:
