@@ -1,15 +1,16 @@
 """The converted embedder against the original: the same vectors, by a BERT forward pass of our own."""
 
-import ctypes
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edged.engine.llama import quiet
 from edged.errors import ModelError, ModelSourceError
 from edged.models.convert import MINILM_INPUTS, convert_minilm, phantom_space
 from edged.models.gguf import read_header
@@ -106,9 +107,8 @@ class Embedder:
     """The file in llama.cpp, mean pooling, one text at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._llama: Any = pytest.importorskip("llama_cpp")
-        self._quiet = self._llama.llama_log_callback(lambda level, text, data: None)
-        self._llama.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        self._llama: Any = llama_cpp
+        quiet()
         self._model = self._llama.llama_model_load_from_file(
             str(path).encode(), self._llama.llama_model_default_params()
         )
