@@ -20,8 +20,9 @@ from edged.models.catalog import Catalog
 from edged.models.gguf import read_header
 from edged.models.template import ChatTemplate
 from edged.rag.ingest import Library
-from edged.rag.local import LocalChat, LocalEmbedder
 from edged.rag.retrieve import FloatArray, Retriever
+from edged.serving.chat import LocalChat
+from edged.serving.embed import LocalEmbedder
 from edged.store.knowledge import KnowledgeStore
 from edged.workers.protocol import WorkerSettings
 from edged.workers.worker import Worker

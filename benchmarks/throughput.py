@@ -105,12 +105,12 @@ def chat_settings(config: Config, model: Path) -> WorkerSettings:
 
 
 @contextlib.asynccontextmanager
-async def chat_worker() -> AsyncGenerator[Worker, None]:
-    """A started worker over the default chat model; its home is gone afterwards."""
+async def chat_worker(path: Path | None = None) -> AsyncGenerator[Worker, None]:
+    """A started worker over a model file, the default chat model without one; its home is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="edged-throughput-") as home:
         config = load(None, {}, {"home": home, "chat.sequences": max(STREAMS)})
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        file = Catalog(config.models_dir, MODELS_CACHE).pull(config.chat.model)
+        file = path or Catalog(config.models_dir, MODELS_CACHE).pull(config.chat.model)
         settings = chat_settings(config, file)
         worker = Worker(settings, config.run_dir / "chat.sock", on_state=lambda _state, _why: None)
         worker.start()
@@ -150,9 +150,9 @@ async def measure(worker: Worker, streams: int, round_number: int) -> Measured:
     )
 
 
-async def run() -> list[Measured]:
+async def run(path: Path | None) -> list[Measured]:
     """Every number of streams in every round, after one unmeasured stream that touches the model's pages."""
-    async with chat_worker() as worker:
+    async with chat_worker(path) as worker:
         await stream(worker, PROMPTS[0])
         measured = []
         for number in range(ROUNDS):
@@ -203,10 +203,11 @@ def requirements(rows: list[Row]) -> list[str]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--path", type=Path, help="a GGUF file to measure instead of the default chat model")
     arguments.add_argument("--json", type=Path, help="write every measurement to this file")
     given = arguments.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    measured = asyncio.run(run())
+    measured = asyncio.run(run(given.path))
     rows = [row(measured, streams) for streams in STREAMS]
     print(table(rows))
     print("\n".join(requirements(rows)))

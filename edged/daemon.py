@@ -34,12 +34,14 @@ from edged.models.manifest import Prefixes, TemplateSource
 from edged.models.template import ChatTemplate
 from edged.rag.answer import Answerer, Settings
 from edged.rag.ingest import Library
-from edged.rag.local import LocalChat, LocalEmbedder
 from edged.rag.retrieve import Retriever
 from edged.runtime import health as conditions
 from edged.runtime.health import ConditionKind, Health
 from edged.runtime.metrics import Metrics
 from edged.runtime.supervise import Supervisor
+from edged.serving.chat import LocalChat
+from edged.serving.embed import LocalEmbedder
+from edged.serving.pool import ChatPool
 from edged.status import StatusBoard
 from edged.store.knowledge import KnowledgeStore
 from edged.workers.process import ENGINE_COMMAND
@@ -379,7 +381,7 @@ def _answerer(config: Config, store: KnowledgeStore, models: Models, metrics: Me
         passages=config.rag.passages, budget_tokens=config.rag.budget_tokens, max_tokens=config.rag.max_tokens
     )
     retriever = Retriever(store, models.embedder, near=config.rag.near)
-    return Answerer(retriever, models.chat, settings, on_answer=metrics.answered)
+    return Answerer(retriever, ChatPool(models.chat), settings, on_answer=metrics.answered)
 
 
 def _http_server(config: Config, app: FastAPI, health: Health) -> HttpServer:

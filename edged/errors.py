@@ -104,6 +104,12 @@ class PromptTooLongError(WorkerError):
     code = "prompt_too_long"
 
 
+class OutputFormatError(WorkerError):
+    """The grammar or JSON schema asked for cannot be held to; ``message`` says where and why."""
+
+    code = "output_format_invalid"
+
+
 class DeadlineError(WorkerError):
     code = "deadline_exceeded"
     retryable = True
@@ -172,6 +178,7 @@ HTTP_STATUS: dict[str, int] = {
     PayloadTooLargeError.code: 413,
     UnauthorizedError.code: 401,
     PromptTooLongError.code: 422,
+    OutputFormatError.code: 422,
     DocumentNotFoundError.code: 404,
     ModelNotFoundError.code: 404,
     EmbedderMismatchError.code: 409,

@@ -69,6 +69,39 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     special: bool = False
 
 
+Priority = Literal["alarm", "interactive", "batch"]
+"""Who goes first. Waiting ages a request upwards, so that none waits for ever."""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and
+    ``repeat_penalty`` 1 switch theirs off. Without a ``seed`` every run draws its own.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+
+
+class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
+    """Text that this GBNF grammar derives from its rule ``root`` (llama.cpp: grammars/README.md)."""
+
+    gbnf: str
+
+
+class JsonSchema(msgspec.Struct, frozen=True, tag="json_schema"):
+    """JSON that this JSON schema, itself JSON text, accepts."""
+
+    schema: str
+
+
+OutputFormat = Grammar | JsonSchema
+"""What a generation is held to, token by token."""
+
+
 Step = Literal["generated", "reduced", "passages", "unverified", "not_found"]
 """How an answer came about:
 

@@ -9,6 +9,7 @@ import llama_cpp as C
 from edged.engine.llama import Batch, LlamaError, Model, last_log
 from edged.engine.scheduler import Job, RefusedError, Scheduler, Work
 from edged.engine.text import TextStream
+from edged.types import Sampling
 from edged.workers.protocol import Cancel, Embed, Failed, Finished, Generate, Piece, Reply, WorkerSettings
 
 PENALTY_WINDOW_TOKENS = 64
@@ -95,7 +96,9 @@ class ChatEngine:
         except RefusedError as refusal:
             self._send(Failed(request.id, refusal.code, str(refusal)))
             return
-        self._generations[job.id] = _Generation(job, tokens, TextStream(request.stop), _create_sampler(request))
+        self._generations[job.id] = _Generation(
+            job, tokens, TextStream(request.stop), _create_sampler(request.sampling)
+        )
 
     def _fill(self, plan: list[Work]) -> dict[int, int]:
         """Put a plan into the batch; returns the batch index of each output by job id."""
@@ -171,18 +174,19 @@ def _create_context(model: Model, settings: WorkerSettings, batch_tokens: int) -
     return context
 
 
-def _create_sampler(request: Generate) -> ctypes.c_void_p:
+def _create_sampler(sampling: Sampling) -> ctypes.c_void_p:
     chain: ctypes.c_void_p = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-    if request.repeat_penalty != 1.0:
+    if sampling.repeat_penalty != 1.0:
         C.llama_sampler_chain_add(
-            chain, C.llama_sampler_init_penalties(PENALTY_WINDOW_TOKENS, request.repeat_penalty, 0.0, 0.0)
+            chain, C.llama_sampler_init_penalties(PENALTY_WINDOW_TOKENS, sampling.repeat_penalty, 0.0, 0.0)
         )
-    if request.temperature <= 0:
+    if sampling.temperature <= 0:
         C.llama_sampler_chain_add(chain, C.llama_sampler_init_greedy())
         return chain
-    C.llama_sampler_chain_add(chain, C.llama_sampler_init_top_k(request.top_k))
-    C.llama_sampler_chain_add(chain, C.llama_sampler_init_top_p(request.top_p, 1))
-    C.llama_sampler_chain_add(chain, C.llama_sampler_init_min_p(request.min_p, 1))
-    C.llama_sampler_chain_add(chain, C.llama_sampler_init_temp(request.temperature))
-    C.llama_sampler_chain_add(chain, C.llama_sampler_init_dist(request.seed))
+    C.llama_sampler_chain_add(chain, C.llama_sampler_init_top_k(sampling.top_k))
+    C.llama_sampler_chain_add(chain, C.llama_sampler_init_top_p(sampling.top_p, 1))
+    C.llama_sampler_chain_add(chain, C.llama_sampler_init_min_p(sampling.min_p, 1))
+    C.llama_sampler_chain_add(chain, C.llama_sampler_init_temp(sampling.temperature))
+    seed = C.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed
+    C.llama_sampler_chain_add(chain, C.llama_sampler_init_dist(seed))
     return chain

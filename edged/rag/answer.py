@@ -2,8 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 import structlog
@@ -14,27 +13,13 @@ from edged.rag.cite import as_text, check, citation
 from edged.rag.degrade import MARGIN_SECONDS, Plan, Speed, plan
 from edged.rag.retrieve import Retrieval, Retriever, holds_codes, named_codes
 from edged.rag.select import Candidate, select
-from edged.types import Answer, AnswerEvent, Citation, Delta, Question, Restarted, Segment, Step, Timings
+from edged.serving.chat import LocalChat
+from edged.serving.pool import ChatPool
+from edged.types import Answer, AnswerEvent, Citation, Delta, Question, Restarted, Step, Timings
 from edged.workers.protocol import Finished, Piece
 from edged.workers.worker import Lost
 
 PASSAGE_TOKENS = 90
-
-
-class ChatModel(Protocol):
-    """A chat model: its name, its prompt format, its generation."""
-
-    @property
-    def name(self) -> str:
-        """As the answers show it."""
-
-    def render(self, messages: Sequence[tuple[str, str]]) -> list[Segment]:
-        """Chat messages (role, content) as a prompt; contents are never special."""
-
-    def generate(
-        self, prompt: Sequence[Segment], *, max_tokens: int, deadline_seconds: float | None
-    ) -> AsyncGenerator[Piece | Lost | Finished, None]:
-        """Stream a completion. Raises :class:`WorkerError`."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,13 +36,13 @@ class Answerer:
     def __init__(
         self,
         retriever: Retriever,
-        chat: ChatModel | None,
+        chats: ChatPool,
         settings: Settings,
         *,
         on_answer: Callable[[Answer], None] = lambda _answer: None,
     ) -> None:
         self._retriever = retriever
-        self._chat = chat
+        self._chats = chats
         self._settings = settings
         self._on_answer = on_answer
         self.speed = Speed()
@@ -68,7 +53,7 @@ class Answerer:
 
         Raises :class:`StoreError`. A missing, busy or dying model degrades the answer instead.
         """
-        work = _Work(question, self._chat.name if self._chat else "")
+        work = _Work(question)
         retrieval = await self._retriever.retrieve(
             question.text, question.collection, self._settings.passages, seconds_left=work.seconds_left()
         )
@@ -84,11 +69,12 @@ class Answerer:
         )
         shown = select_citations(question.text, retrieval, chosen.budget_tokens)
         note = "the deadline leaves no time for generation"
-        if self._chat is None:
-            note = "there is no chat model"
-        elif chosen.step != "passages":
+        if chosen.step != "passages":
             try:
-                async with contextlib.aclosing(self._generate(self._chat, work, chosen, shown, retrieval)) as events:
+                async with (
+                    self._chats.lease() as chat,
+                    contextlib.aclosing(self._generate(chat, work, chosen, shown, retrieval)) as events,
+                ):
                     async for event in events:
                         yield event
             except WorkerError as error:
@@ -100,13 +86,17 @@ class Answerer:
         yield self._finish(work.passages("passages", note))
 
     async def _generate(
-        self, chat: ChatModel, work: "_Work", chosen: Plan, shown: tuple[Citation, ...], retrieval: Retrieval
+        self, chat: LocalChat, work: "_Work", chosen: Plan, shown: tuple[Citation, ...], retrieval: Retrieval
     ) -> AsyncGenerator[AnswerEvent, None]:
         question = work.question
-        rendered = chat.render(prompt.messages(question.text, shown, question.evidence))
+        messages = prompt.messages(question.text, shown, question.evidence)
         left = work.seconds_left()
-        deadline = None if left is None else max(0.0, left - MARGIN_SECONDS)
-        generation = chat.generate(rendered, max_tokens=chosen.max_tokens, deadline_seconds=deadline)
+        generation = chat.generate(
+            chat.render(messages),
+            max_tokens=chosen.max_tokens,
+            prefix_segments=chat.prefix_segments(messages),
+            deadline_seconds=None if left is None else max(0.0, left - MARGIN_SECONDS),
+        )
         async with contextlib.aclosing(generation):
             async for item in generation:
                 match item:
@@ -117,7 +107,7 @@ class Answerer:
                         work.void()
                         yield Restarted("the worker died; the answer starts again")
                     case Finished():
-                        work.finished(item)
+                        work.finished(item, chat.name)
                         self._learn(item)
         text = work.spoken.strip()
         verdict = check(question.text, text, shown, question.evidence, similarities(retrieval))
@@ -180,10 +170,10 @@ def _reason(error: WorkerError) -> str:
 class _Work:
     """The course of one answer: its clock, what the model said, where the time went."""
 
-    def __init__(self, question: Question, model: str) -> None:
+    def __init__(self, question: Question) -> None:
         self.question = question
         self.spoken = ""
-        self._model = model
+        self._model = ""
         self._started = time.monotonic()
         self._first_token: float | None = None
         self._retrieval: Retrieval | None = None
@@ -206,8 +196,9 @@ class _Work:
         self.spoken = ""
         self._first_token = None
 
-    def finished(self, last: Finished) -> None:
+    def finished(self, last: Finished, model: str) -> None:
         self._finished = last
+        self._model = model
 
     def passages(self, step: Step, note: str) -> Answer:
         """The best sentences themselves as the answer."""
@@ -224,7 +215,7 @@ class _Work:
             citations=citations,
             step=step,
             note=note,
-            model=self._model if last else "",
+            model=self._model,
             timings=self._timings(),
             prompt_tokens=last.prompt_tokens if last else 0,
             completion_tokens=last.completion_tokens if last else 0,

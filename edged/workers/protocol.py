@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from edged.types import Segment
+from edged.types import OutputFormat, Priority, Sampling, Segment
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH = struct.Struct("<I")
@@ -38,18 +38,21 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(Message, frozen=True, kw_only=True):
-    """Continue a prompt. ``temperature`` 0 is greedy; ``deadline_seconds`` counts from receipt."""
+    """Continue a prompt; ``deadline_seconds`` counts from receipt.
+
+    The first ``prefix_segments`` of the prompt are its stable part, whose state is kept for the next prompt that
+    starts with them. With ``keep``, so is that of the whole conversation, for its next turn.
+    """
 
     id: int
     prompt: tuple[Segment, ...]
     max_tokens: int
-    temperature: float = 0.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    seed: int = 0
+    sampling: Sampling = Sampling()
+    output: OutputFormat | None = None
     stop: tuple[str, ...] = ()
+    priority: Priority = "interactive"
+    prefix_segments: int = 0
+    keep: bool = False
     deadline_seconds: float | None = None
 
 
@@ -91,31 +94,43 @@ class Piece(Message, frozen=True):
 
 
 class Finished(Message, frozen=True, kw_only=True):
-    """A generation's end: ``stop`` by the model or a stop string, ``length`` by ``max_tokens``."""
+    """A generation's end: ``stop`` by the model or a stop string, ``length`` by ``max_tokens``.
+
+    ``cached_tokens`` of the prompt were not computed again but taken from an earlier one.
+    """
 
     id: int
     reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
     queue_ms: float
     prefill_ms: float
     generate_ms: float
 
 
 class Vectors(Message, frozen=True):
-    """Row-major float32 little-endian, ``len(data) // (4 * dimensions)`` vectors of unit length."""
+    """Row-major float32 little-endian, ``len(data) // (4 * dimensions)`` vectors of unit length.
+
+    ``tokens`` is how many the texts had together.
+    """
 
     id: int
     dimensions: int
     data: bytes
+    tokens: int = 0
 
 
 class Failed(Message, frozen=True):
-    """A request's end without a result. ``code`` is one of the worker errors of :mod:`edged.errors`."""
+    """A request's end without a result. ``code`` is one of the worker errors of :mod:`edged.errors`.
+
+    ``retry_after_seconds`` is when it may well succeed, where that can be told.
+    """
 
     id: int
     code: str
     message: str
+    retry_after_seconds: float | None = None
 
 
 Request = Generate | Embed | Cancel

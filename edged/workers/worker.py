@@ -19,6 +19,7 @@ import structlog
 
 from edged.errors import (
     DeadlineError,
+    OutputFormatError,
     PromptTooLongError,
     QueueFullError,
     WorkerError,
@@ -26,7 +27,7 @@ from edged.errors import (
     WorkerUnavailableError,
 )
 from edged.runtime.backoff import pause_seconds
-from edged.types import Segment
+from edged.types import OutputFormat, Priority, Sampling, Segment
 from edged.workers.process import ENGINE_COMMAND, LOAD_TIMEOUT_SECONDS, WorkerProcess
 from edged.workers.protocol import (
     Alive,
@@ -52,6 +53,7 @@ STOP_GRACE_SECONDS = 5.0
 DEATH_GRACE_SECONDS = 0.5
 LOOP_OF_CRASHES = 4
 RUNS = 2
+GREEDY = Sampling()
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -151,25 +153,30 @@ class Worker:
         prompt: Sequence[Segment],
         *,
         max_tokens: int,
-        temperature: float = 0.0,
-        repeat_penalty: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
+        output: OutputFormat | None = None,
         stop: Sequence[str] = (),
+        priority: Priority = "interactive",
+        prefix_segments: int = 0,
+        keep: bool = False,
         deadline_seconds: float | None = None,
     ) -> AsyncGenerator[Piece | Lost | Finished, None]:
         """Stream a generation; the last item is :class:`Finished`. Closing the iterator cancels the work.
 
-        Raises :class:`WorkerError`: queue full, prompt too long, deadline exceeded, lost twice, unavailable.
+        The arguments are those of :class:`~edged.workers.protocol.Generate`. Raises :class:`WorkerError`: queue full,
+        prompt too long, output format invalid, deadline exceeded, lost twice, unavailable.
         """
         pending = self._submit(
             Generate(
                 id=self._take_id(),
                 prompt=tuple(prompt),
                 max_tokens=max_tokens,
-                temperature=temperature,
-                repeat_penalty=repeat_penalty,
-                seed=seed,
+                sampling=sampling,
+                output=output,
                 stop=tuple(stop),
+                priority=priority,
+                prefix_segments=prefix_segments,
+                keep=keep,
                 deadline_seconds=deadline_seconds,
             ),
             deadline_seconds,
@@ -250,10 +257,10 @@ class Worker:
 
     def _deliver(self, reply: Reply) -> None:
         match reply:
-            case Failed(id=request_id, code=code, message=message):
+            case Failed(id=request_id):
                 pending = self._pending.pop(request_id, None)
                 if pending is not None:
-                    pending.replies.put_nowait(_error(code, message))
+                    pending.replies.put_nowait(_error(reply))
             case Finished(id=request_id) | Vectors(id=request_id):
                 pending = self._pending.pop(request_id, None)
                 if pending is not None:
@@ -401,10 +408,12 @@ def _matrix(vectors: Vectors, rows: int) -> FloatArray:
     return np.frombuffer(vectors.data, dtype="<f4").reshape(rows, vectors.dimensions)
 
 
-REFUSALS: tuple[type[WorkerError], ...] = (QueueFullError, PromptTooLongError, DeadlineError)
+REFUSALS: tuple[type[WorkerError], ...] = (QueueFullError, PromptTooLongError, DeadlineError, OutputFormatError)
 
 
-def _error(code: str, message: str) -> WorkerError:
-    """The daemon's error for a code a worker sent."""
-    kind = next((kind for kind in REFUSALS if kind.code == code), WorkerError)
-    return kind(message)
+def _error(failed: Failed) -> WorkerError:
+    """The daemon's error for what a worker refused."""
+    kind = next((kind for kind in REFUSALS if kind.code == failed.code), WorkerError)
+    if failed.retry_after_seconds is None:
+        return kind(failed.message)
+    return kind(failed.message, retry_after_seconds=round(failed.retry_after_seconds, 3))

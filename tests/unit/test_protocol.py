@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.types import Segment
+from edged.types import Grammar, JsonSchema, Sampling, Segment
 from edged.workers import protocol
 from edged.workers.protocol import (
     Alive,
@@ -33,7 +33,18 @@ from edged.workers.protocol import (
 
 REQUESTS: list[Request] = [
     Generate(id=1, prompt=(Segment("<|im_start|>", special=True), Segment("häh?")), max_tokens=5, stop=("\n",)),
-    Generate(id=2, prompt=(), max_tokens=1, temperature=0.5, deadline_seconds=0.25, seed=7),
+    Generate(
+        id=2,
+        prompt=(),
+        max_tokens=1,
+        sampling=Sampling(temperature=0.5, seed=7),
+        output=JsonSchema('{"type": "object"}'),
+        priority="alarm",
+        prefix_segments=3,
+        keep=True,
+        deadline_seconds=0.25,
+    ),
+    Generate(id=3, prompt=(), max_tokens=1, output=Grammar('root ::= "a"')),
     Embed(3, ("one", "", "drei °C")),
     Cancel(2**40),
 ]
