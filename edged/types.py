@@ -107,8 +107,9 @@ Step = Literal["generated", "reduced", "passages", "unverified", "not_found"]
 
 ``generated`` by the model from the full sentence budget; ``reduced`` with a smaller budget because a deadline
 was near; ``passages`` are the sentences themselves, without generation, because there was no time or no model;
-``unverified`` are the sentences themselves because the generated text did not stand on them; ``not_found``: no
-passage was near the question.
+``unverified`` are the sentences themselves because the generated text did not stand on them (where a format was asked
+for: the generated text, of which ``note`` names what nothing stands for); ``not_found``: no passage was near the
+question.
 """
 
 
@@ -117,6 +118,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     ``evidence`` is text of the event itself (a sensor's reading) that an answer may also stand on.
     ``deadline_seconds`` counts from the moment the question is handed over; an answer degrades to meet it.
+    With ``output`` the answer's text is of that format, or there is none.
     """
 
     text: str
@@ -124,6 +126,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     deadline_seconds: float | None = None
     evidence: str = ""
+    priority: Priority = "interactive"
+    output: OutputFormat | None = None
 
 
 class Delta(msgspec.Struct, frozen=True):

@@ -8,11 +8,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from edged.engine import locked
 from edged.engine.chat import ChatEngine
 from edged.engine.embed import EmbedEngine
 from edged.engine.llama import LlamaError, Model, quiet
@@ -52,25 +52,42 @@ def main() -> int:
         return EXIT_MODEL
 
 
-def _serve(connection: socket.socket, settings: WorkerSettings) -> int:
-    def send(reply: Reply) -> None:
-        connection.sendall(encode(reply))
+class _Outgoing:
+    """Replies on their way to the daemon: those of one step leave together, in one system call."""
 
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._frames: list[bytes] = []
+
+    def send(self, reply: Reply) -> None:
+        self._frames.append(encode(reply))
+
+    def flush(self) -> None:
+        if self._frames:
+            self._connection.sendall(b"".join(self._frames))
+            self._frames.clear()
+
+
+def _serve(connection: socket.socket, settings: WorkerSettings) -> int:
     quiet()
-    model = Model(Path(settings.model))
+    if settings.load_mode == "mlock":
+        locked.raise_limit()
+    model = Model(Path(settings.model), load_mode=settings.load_mode, gpu_layers=settings.gpu_layers)
+    outgoing = _Outgoing(connection)
     kind = ChatEngine if settings.kind == "chat" else EmbedEngine
-    engine = kind(model, settings, send)
-    send(_ready(model, engine))
+    engine = kind(model, settings, outgoing.send)
+    outgoing.send(_ready(model, engine))
+    outgoing.flush()
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True, name="receive").start()
-    _loop(engine, inbox, send)
+    _loop(engine, inbox, outgoing)
     engine.close()
     model.close()
     return 0
 
 
 def _ready(model: Model, engine: ChatEngine | EmbedEngine) -> Ready:
-    from llama_cpp import llama_print_system_info  # noqa: PLC0415 - one use, beside its meaning
+    from llama_cpp import llama_print_system_info, llama_supports_gpu_offload  # noqa: PLC0415 - used here alone
 
     return Ready(
         pid=os.getpid(),
@@ -78,10 +95,13 @@ def _ready(model: Model, engine: ChatEngine | EmbedEngine) -> Ready:
         context_tokens=engine.context_tokens,
         dimensions=model.dimensions,
         system=llama_print_system_info().decode().strip(),
+        gpu=bool(llama_supports_gpu_offload()),
+        model_bytes=model.weight_bytes,
+        locked_bytes=locked.locked_bytes(),
     )
 
 
-def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, send: Callable[[Reply], None]) -> None:
+def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing) -> None:
     said_alive = time.monotonic()
     while True:
         while not engine.busy or not inbox.empty():
@@ -89,10 +109,13 @@ def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, send: Callable[[Reply]
             if request is None:
                 return
             engine.handle(request, time.monotonic())
+            if not engine.busy:
+                outgoing.flush()
         engine.step(time.monotonic)
         if time.monotonic() - said_alive >= ALIVE_EVERY_SECONDS:
             said_alive = time.monotonic()
-            send(Alive())
+            outgoing.send(Alive())
+        outgoing.flush()
 
 
 def _receive(connection: socket.socket, inbox: Inbox) -> None:

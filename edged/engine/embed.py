@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.engine.llama import Batch, LlamaError, Model, last_log
-from edged.workers.protocol import Cancel, Embed, Failed, Generate, Reply, Vectors, WorkerSettings
+from edged.workers.protocol import Cancel, Embed, Failed, Generate, Reply, Request, Tune, Vectors, WorkerSettings
 
 LONGEST_TEXT_TOKENS = 512
 SEQUENCES_PER_STEP = 32
@@ -35,6 +35,7 @@ class EmbedEngine:
         self._model = model
         self._send = send
         self._queue_limit = settings.queue_limit
+        self._threads = settings.threads
         self.context_tokens = min(model.train_context_tokens or LONGEST_TEXT_TOKENS, LONGEST_TEXT_TOKENS)
         self._batch = Batch(max(settings.batch_tokens, self.context_tokens))
         self._context = _create_context(model, settings, self._batch.capacity)
@@ -46,7 +47,7 @@ class EmbedEngine:
     def busy(self) -> bool:
         return bool(self._requests)
 
-    def handle(self, request: Generate | Embed | Cancel, _now: float) -> None:
+    def handle(self, request: Request, _now: float) -> None:
         """Take a request in; a refusal is sent as :class:`Failed`."""
         match request:
             case Embed():
@@ -55,6 +56,9 @@ class EmbedEngine:
                 self._requests = [texts for texts in self._requests if texts.id != request.id]
             case Generate():
                 self._send(Failed(request.id, "worker_error", "this worker holds an embedding model"))
+            case Tune(threads=threads):
+                threads = max(1, min(threads, self._threads))
+                C.llama_set_n_threads(self._context, threads, threads)
 
     def step(self, _now: Callable[[], float]) -> None:
         """Embed as many texts as fit one batch and send the requests that are complete."""
@@ -70,7 +74,8 @@ class EmbedEngine:
         self._compute(owners)
         for texts in [texts for texts in self._requests if not texts.left]:
             self._requests.remove(texts)
-            self._send(Vectors(texts.id, self._model.dimensions, _pack(texts.vectors)))
+            counted = sum(map(len, texts.tokens))
+            self._send(Vectors(texts.id, self._model.dimensions, _pack(texts.vectors), counted))
 
     def close(self) -> None:
         self._batch.close()

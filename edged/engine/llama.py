@@ -1,22 +1,27 @@
 """The thin layer over llama.cpp's C API: load a model, tokenise, fill a batch. Knows nothing of requests."""
 
 import ctypes
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
 import llama_cpp as C
 
 from edged.types import Segment
+from edged.workers.protocol import LoadMode
 
 
 class LlamaError(RuntimeError):
     """llama.cpp refused or failed; the message holds the last lines it logged."""
 
 
+WARNING_LEVEL = 3  # ggml_log_level
 _recent_log: list[str] = []
 
 
-def _keep_log(_level: int, text: bytes, _data: object) -> None:
+def _keep_log(level: int, text: bytes, _data: object) -> None:
+    if level < WARNING_LEVEL:
+        return
     _recent_log.append(text.decode("utf-8", "replace").strip())
     del _recent_log[:-20]
 
@@ -35,21 +40,40 @@ def last_log() -> str:
     return " | ".join(line for line in _recent_log[-4:] if line and line != ".")
 
 
-class Model:
-    """A loaded GGUF file and its vocabulary."""
+LOAD_MODES: dict[LoadMode, int] = {
+    "mmap": C.LLAMA_LOAD_MODE_AUTO,  # copied all the same for a GPU that cannot use mapped memory
+    "mlock": C.LLAMA_LOAD_MODE_MMAP_MLOCK,
+    "read": C.LLAMA_LOAD_MODE_NONE,
+}
 
-    def __init__(self, path: Path) -> None:
+
+class Model:
+    """A loaded GGUF file and its vocabulary.
+
+    ``gpu_layers`` of it (-1: all) are on the GPU; without one, all are computed on the CPU.
+    """
+
+    def __init__(self, path: Path, *, load_mode: LoadMode = "mmap", gpu_layers: int = 0) -> None:
         params = C.llama_model_default_params()
+        params.load_mode = LOAD_MODES[load_mode]
+        params.n_gpu_layers = gpu_layers
         self.handle = C.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise LlamaError(f"llama.cpp cannot load {path}: {last_log()}")
         self.vocabulary = C.llama_model_get_vocab(self.handle)
+        self.vocabulary_tokens = int(C.llama_vocab_n_tokens(self.vocabulary))
+        self._bytes_of_token: dict[int, bytes] = {}
 
     @property
     def description(self) -> str:
         buffer = ctypes.create_string_buffer(256)
         C.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights."""
+        return int(C.llama_model_size(self.handle))
 
     @property
     def train_context_tokens(self) -> int:
@@ -69,14 +93,34 @@ class Model:
                 return list(tokens[:count])
             size = -count
 
-    def tokenize_prompt(self, segments: Iterable[Segment]) -> list[int]:
-        """Tokens of a prompt; only ``special`` segments may become special tokens."""
+    def tokenize_prompt(self, segments: Iterable[Segment], *, start: bool = True) -> list[int]:
+        """Tokens of a prompt, or, without ``start``, of its continuation.
+
+        Only ``special`` segments may become special tokens.
+        """
         tokens: list[int] = []
         for number, segment in enumerate(segments):
-            tokens += self.tokenize(segment.text, add_special=number == 0, parse_special=segment.special)
+            first = start and number == 0
+            tokens += self.tokenize(segment.text, add_special=first, parse_special=segment.special)
         return tokens
 
+    @property
+    def keeps_whole_states(self) -> bool:
+        """Whether the state of any part of a sequence is there to be used again.
+
+        Recurrent models have only the latest state, and those with a sliding window drop what is behind it.
+        """
+        recurrent = C.llama_model_is_recurrent(self.handle) or C.llama_model_is_hybrid(self.handle)
+        return not recurrent and C.llama_model_n_swa(self.handle) == 0
+
     def token_bytes(self, token: int) -> bytes:
+        """The text of a token; empty for control tokens."""
+        known = self._bytes_of_token.get(token)
+        if known is None:
+            known = self._bytes_of_token[token] = self._read_token_bytes(token)
+        return known
+
+    def _read_token_bytes(self, token: int) -> bytes:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -87,6 +131,11 @@ class Model:
 
     def ends_generation(self, token: int) -> bool:
         return bool(C.llama_vocab_is_eog(self.vocabulary, token))
+
+    @functools.cached_property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a generation."""
+        return [token for token in range(self.vocabulary_tokens) if self.ends_generation(token)]
 
     def close(self) -> None:
         if self.handle:

@@ -1,36 +1,62 @@
 """Who decodes next: pure bookkeeping of waiting and running jobs; no llama.cpp, no clock.
 
-Every step first gives each decoding job its one token, then fills the rest of the step with pieces of prompts in
-order of arrival. While others decode, prompt pieces stay small so that running streams do not stall.
-A job is admitted when a sequence is free and the KV cache has room for its prompt and its longest answer.
+Every step gives each decoding job its one token, then fills what is left with pieces of prompts. Beside running streams
+those pieces are cut so that a step takes no longer than ``STEP_SECONDS``, or ``BURST_STEP_SECONDS`` while all streams
+have only just begun: then others that came together with them get their first token sooner. Alone, pieces end on a
+fixed grid, so that a prompt is always computed in the same pieces, whatever of it was there already.
+
+Jobs go in the order of submission plus the handicap of their class: an alarm overtakes a batch job that came up to
+``HANDICAP_SECONDS["batch"]`` earlier, and none that has waited longer. A job is admitted when a sequence is free and
+the KV cache has room for its prompt and its longest answer.
 """
 
-from collections import deque
+import bisect
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-PREFILL_TOKENS_BESIDE_STREAMS = 64
+from edged.types import Priority
+
+HANDICAP_SECONDS: dict[Priority, float] = {"alarm": 0.0, "interactive": 10.0, "batch": 30.0}
+STEP_SECONDS = 0.12
+BURST_STEP_SECONDS = 0.5
+YOUNG_SECONDS = 1.0
+GRID_TOKENS = 128
+SMALLEST_PIECE_TOKENS = 8
+SMOOTHING = 0.2
+SLOWEST_TOKENS_PER_SECOND = 30.0
 
 
 class Phase(Enum):
-    """WAITING → PREFILLING → DECODING; a job that ends leaves from any phase."""
+    """WAITING → ADMITTED → PREFILLING → DECODING; a job that ends leaves from any phase."""
 
     WAITING = auto()
+    ADMITTED = auto()
     PREFILLING = auto()
     DECODING = auto()
 
 
-@dataclass(slots=True)
+_UNDER_WAY = (Phase.PREFILLING, Phase.DECODING)
+
+
+@dataclass(slots=True, eq=False)
 class Job:
-    """One generation. Times are seconds of one monotonic clock, counts are tokens."""
+    """One generation. Times are seconds of one monotonic clock, counts are tokens.
+
+    ``prefix`` names the stable first ``prefix_tokens`` of the prompt: what is equal needs computing once.
+    """
 
     id: int
     prompt_tokens: int
     max_tokens: int
     submitted: float
+    priority: Priority = "interactive"
     deadline: float | None = None
+    prefix: Hashable = None
+    prefix_tokens: int = 0
     phase: Phase = Phase.WAITING
     sequence: int = -1
+    cached: int = 0
     prefilled: int = 0
     produced: int = 0
     admitted: float = 0.0
@@ -39,6 +65,15 @@ class Job:
     @property
     def reserved_tokens(self) -> int:
         return self.prompt_tokens + self.max_tokens
+
+    @property
+    def rank(self) -> float:
+        """The smaller goes first. It never changes: all that wait grow older alike."""
+        return self.submitted + HANDICAP_SECONDS[self.priority]
+
+    @property
+    def left_tokens(self) -> int:
+        return self.prompt_tokens - self.prefilled + self.max_tokens - self.produced
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +88,44 @@ class Work:
 class RefusedError(Exception):
     """A job that cannot be taken; ``code`` is one of the worker errors of :mod:`edged.errors`."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Pace:
+    """The observed cost of a token in a step; what was seen last counts a fifth."""
+
+    def __init__(self) -> None:
+        self.seconds_per_token = 1.0 / SLOWEST_TOKENS_PER_SECOND
+        self._known = False
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        if tokens < SMALLEST_PIECE_TOKENS or seconds <= 0:
+            return  # a step of few tokens costs by its weights, not by its tokens
+        seen = seconds / tokens
+        self.seconds_per_token += (seen - self.seconds_per_token) * (SMOOTHING if self._known else 1.0)
+        self._known = True
+
+    def tokens_in(self, seconds: float) -> int:
+        return int(seconds / self.seconds_per_token)
 
 
 class Scheduler:
-    """Jobs of one context: ``sequences`` at a time over ``context_tokens`` of shared KV cache."""
+    """Jobs of one context: ``sequences`` at a time over ``context_tokens`` of shared KV cache.
+
+    ``parallel`` may be lowered at any time, and raised up to ``sequences``; what runs is left to finish.
+    """
 
     def __init__(self, *, sequences: int, context_tokens: int, batch_tokens: int, queue_limit: int) -> None:
+        self.parallel = sequences
+        self.pace = Pace()
         self._context_tokens = context_tokens
         self._batch_tokens = max(batch_tokens, sequences)
         self._queue_limit = queue_limit
         self._free_sequences = list(range(sequences - 1, -1, -1))
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
         self._running: dict[int, Job] = {}
 
     @property
@@ -78,6 +137,11 @@ class Scheduler:
         """KV cells promised to running jobs."""
         return sum(job.reserved_tokens for job in self._running.values())
 
+    @property
+    def running(self) -> list[Job]:
+        """Jobs that hold a sequence, in their order."""
+        return sorted(self._running.values(), key=_order)
+
     def submit(self, job: Job) -> None:
         """Queue a job. Raises :class:`RefusedError` when it can never fit or the queue is full."""
         if job.prompt_tokens + 1 > self._context_tokens:
@@ -86,9 +150,14 @@ class Scheduler:
                 f"the prompt has {job.prompt_tokens} tokens, the context holds {self._context_tokens}",
             )
         if len(self._waiting) >= self._queue_limit:
-            raise RefusedError("queue_full", f"{self._queue_limit} requests are waiting already")
+            raise RefusedError("queue_full", f"{self._queue_limit} requests are waiting already", self.wait_seconds())
         job.max_tokens = max(1, min(job.max_tokens, self._context_tokens - job.prompt_tokens))
-        self._waiting.append(job)
+        bisect.insort(self._waiting, job, key=_order)
+
+    def wait_seconds(self) -> float:
+        """How long all the work that is there takes at the observed pace, at most."""
+        jobs = [*self._running.values(), *self._waiting]
+        return sum(job.left_tokens for job in jobs) * self.pace.seconds_per_token
 
     def end(self, job_id: int) -> Job | None:
         """Take a job out, whatever its phase; its sequence and cells are free at once. None if unknown."""
@@ -107,19 +176,40 @@ class Scheduler:
         jobs = [*self._running.values(), *self._waiting]
         return [job for job in jobs if job.deadline is not None and now >= job.deadline]
 
+    def admit(self, now: float) -> list[Job]:
+        """Give sequences to waiting jobs, and name the admitted ones that may begin: see :meth:`begin`.
+
+        A job whose prefix another one is computing does not begin yet, but after it.
+        """
+        self._take_in(now)
+        computing = {job.prefix for job in self._awake() if _computes_prefix(job)}
+        begin = []
+        for job in self.running:
+            if job.phase is not Phase.ADMITTED or job.prefix in computing:
+                continue
+            begin.append(job)
+            if job.prefix is not None:
+                computing.add(job.prefix)
+        return begin
+
+    def begin(self, job: Job, cached: int) -> None:
+        """Start an admitted job, the first ``cached`` tokens of whose prompt are in its sequence already."""
+        job.phase = Phase.PREFILLING
+        job.cached = job.prefilled = cached
+
     def plan(self, now: float) -> list[Work]:
-        """The next step: admits what fits, and shares out the step's tokens. Empty when nothing is to do."""
-        self._admit(now)
-        decoding = [job for job in self._running.values() if job.phase is Phase.DECODING]
-        work = [Work(job, 1, output=True) for job in decoding]
+        """The next step: shares out its tokens. Empty when nothing has begun."""
+        awake = self._awake()
+        work = [Work(job, 1, output=True) for job in awake if job.phase is Phase.DECODING]
         room = self._batch_tokens - len(work)
-        if decoding:
-            room = min(room, PREFILL_TOKENS_BESIDE_STREAMS)
-        for job in self._running.values():
+        if work:
+            young = all(now - stream.job.first_token < YOUNG_SECONDS for stream in work)
+            tokens = self.pace.tokens_in(BURST_STEP_SECONDS if young else STEP_SECONDS)
+            room = min(room, max(SMALLEST_PIECE_TOKENS, tokens - len(work)))
+        for job in awake:
             if job.phase is Phase.PREFILLING and room > 0:
-                left = job.prompt_tokens - job.prefilled
-                tokens = min(left, room)
-                work.append(Work(job, tokens, output=tokens == left))
+                tokens = min(room, self._piece(job))
+                work.append(Work(job, tokens, output=job.prefilled + tokens == job.prompt_tokens))
                 room -= tokens
         return work
 
@@ -135,15 +225,47 @@ class Scheduler:
             job.first_token = now
         job.produced += 1
 
-    def _admit(self, now: float) -> None:
+    def _take_in(self, now: float) -> None:
         reserved = self.reserved_tokens
-        while self._waiting and self._free_sequences:
-            job = self._waiting[0]
-            if reserved + job.reserved_tokens > self._context_tokens:
-                return  # in order of arrival: a later, smaller job does not overtake for ever
-            self._waiting.popleft()
-            job.phase = Phase.PREFILLING
+        batch_jobs = sum(job.priority == "batch" for job in self._running.values())
+        for job in list(self._waiting):
+            if len(self._running) >= self.parallel or reserved + job.reserved_tokens > self._context_tokens:
+                return  # in their order: a later, smaller job does not overtake for ever
+            if job.priority == "batch" and batch_jobs and batch_jobs >= self.parallel - 1:
+                continue  # the last sequence is for whoever is in more of a hurry
+            self._waiting.remove(job)
+            job.phase = Phase.ADMITTED
             job.sequence = self._free_sequences.pop()
             job.admitted = now
             reserved += job.reserved_tokens
+            batch_jobs += job.priority == "batch"
             self._running[job.id] = job
+
+    def _awake(self) -> list[Job]:
+        """All running jobs, without the batch jobs that pause for an alarm under way."""
+        running = self.running
+        alarm = next((job for job in running if job.priority == "alarm" and job.phase in _UNDER_WAY), None)
+        if alarm is None:
+            return running
+        return [job for job in running if job.priority != "batch" or job.rank < alarm.rank]
+
+    def _piece(self, job: Job) -> int:
+        """The longest next piece of a prompt: never across the end of its prefix, alone never across the grid."""
+        end = job.prefix_tokens if job.prefilled < job.prefix_tokens else job.prompt_tokens
+        if len(self._running) == 1:
+            end = min(end, (job.prefilled // GRID_TOKENS + 1) * GRID_TOKENS)
+        return end - job.prefilled
+
+
+def cut(tokens: int, prefix_tokens: int) -> int:
+    """The last place, at or before ``tokens``, where a prompt that runs alone is cut into pieces."""
+    grid = tokens // GRID_TOKENS * GRID_TOKENS
+    return max(grid, prefix_tokens) if prefix_tokens <= tokens else grid
+
+
+def _computes_prefix(job: Job) -> bool:
+    return job.prefix is not None and job.phase is Phase.PREFILLING and job.prefilled < job.prefix_tokens
+
+
+def _order(job: Job) -> tuple[float, int]:
+    return job.rank, job.id

@@ -17,13 +17,21 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH = struct.Struct("<I")
 M = TypeVar("M")
 
+LoadMode = Literal["mmap", "mlock", "read"]
+"""``mmap``: pages come from the file when they are needed, and several processes share them; ``mlock``: so, and they
+are kept in memory; ``read``: copied into memory of the process's own."""
+
 
 class Message(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     """Base of everything sent."""
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is told on its command line, as JSON."""
+    """What a worker is told on its command line, as JSON.
+
+    ``snapshots`` is the folder for states of stable prefixes ("" for none), ``identity`` names the model file in them.
+    ``gpu_layers`` of the model are computed on a GPU where there is one; -1 is all.
+    """
 
     kind: Literal["chat", "embed"]
     model: str
@@ -32,6 +40,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     sequences: int = 8
     batch_tokens: int = 256
     queue_limit: int = 256
+    prefix_cache_bytes: int = 0
+    snapshots: str = ""
+    identity: str = ""
+    load_mode: LoadMode = "mmap"
+    gpu_layers: int = 0
 
 
 # --- daemon to worker ------------------------------------------------------------------------------
@@ -69,17 +82,35 @@ class Cancel(Message, frozen=True):
     id: int
 
 
+class Tune(Message, frozen=True, kw_only=True):
+    """How much the worker may do from now on; what runs is left to finish.
+
+    ``sequences`` and ``threads`` are at most those of the settings.
+    """
+
+    sequences: int
+    threads: int
+    prefix_cache_bytes: int
+
+
 # --- worker to daemon ------------------------------------------------------------------------------
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """The model is loaded. ``dimensions`` is the length of an embedding, ``system`` llama.cpp's CPU features."""
+    """The model is loaded. ``dimensions`` is the length of an embedding, ``system`` llama.cpp's own words on what it
+    was built with, ``gpu`` whether it can compute on a GPU here.
+
+    ``locked_bytes`` of the ``model_bytes`` of weights cannot be swapped out.
+    """
 
     pid: int
     description: str
     context_tokens: int
     dimensions: int
     system: str
+    gpu: bool = False
+    model_bytes: int = 0
+    locked_bytes: int = 0
 
 
 class Alive(Message, frozen=True):
@@ -133,7 +164,7 @@ class Failed(Message, frozen=True):
     retry_after_seconds: float | None = None
 
 
-Request = Generate | Embed | Cancel
+Request = Generate | Embed | Cancel | Tune
 Reply = Ready | Alive | Piece | Finished | Vectors | Failed
 
 _encoder = msgspec.msgpack.Encoder()

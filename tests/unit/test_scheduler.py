@@ -6,13 +6,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edged.engine.scheduler import (
-    PREFILL_TOKENS_BESIDE_STREAMS,
+    BURST_STEP_SECONDS,
+    GRID_TOKENS,
+    HANDICAP_SECONDS,
+    SMALLEST_PIECE_TOKENS,
+    STEP_SECONDS,
+    YOUNG_SECONDS,
     Job,
     Phase,
     RefusedError,
     Scheduler,
     Work,
+    cut,
 )
+from edged.types import Priority
 
 
 def scheduler(*, sequences: int = 2, context: int = 100, batch: int = 16, queue: int = 8) -> Scheduler:
@@ -23,14 +30,28 @@ def job(number: int, prompt: int = 10, longest: int = 10, deadline: float | None
     return Job(number, prompt, longest, submitted=0.0, deadline=deadline)
 
 
+def planned(machine: Scheduler, now: float = 0.0) -> list[Work]:
+    """Admit and plan as the engine does it, with nothing computed before."""
+    for admitted in machine.admit(now):
+        machine.begin(admitted, 0)
+    return machine.plan(now)
+
+
 def compute(machine: Scheduler, now: float = 0.0) -> list[Work]:
     """One step as the engine does it: plan, compute, and end the jobs that have all their tokens."""
-    plan = machine.plan(now)
+    plan = planned(machine, now)
     for work in plan:
         machine.advance(work, now)
         if work.job.produced >= work.job.max_tokens:
             machine.end(work.job.id)
     return plan
+
+
+UNDER_WAY = (Phase.PREFILLING, Phase.DECODING)
+
+
+def by_rank(each: Job) -> tuple[float, int]:
+    return each.rank, each.id
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -52,10 +73,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt=st.integers(1, 320),
         longest=st.integers(-50, 320),
         patience=st.none() | st.floats(0, 20),
+        priority=st.sampled_from(sorted(HANDICAP_SECONDS)),
+        prefix=st.none() | st.tuples(st.sampled_from("ab"), st.integers(1, 40)),
     )
-    def submit(self, prompt: int, longest: int, patience: float | None) -> None:
+    def submit(
+        self, prompt: int, longest: int, patience: float | None, priority: Priority, prefix: tuple[str, int] | None
+    ) -> None:
         self.arrived += 1
         new = job(self.arrived, prompt, longest, None if patience is None else self.now + patience)
+        new.priority, new.submitted = priority, self.now
+        if prefix is not None and prefix[1] < prompt:
+            new.prefix, new.prefix_tokens = (None if prefix[1] % 3 == 0 else prefix), prefix[1]
         try:
             self.scheduler.submit(new)
         except RefusedError as refusal:
@@ -83,13 +111,22 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.end(number)
             del self.jobs[number]
 
-    @rule()
-    def step(self) -> None:
-        waiting = [each.id for each in self.jobs.values() if each.phase is Phase.WAITING]
+    @rule(parallel=st.integers(1, 5))
+    def tune(self, parallel: int) -> None:
+        self.scheduler.parallel = min(parallel, self.sequences)
+
+    @rule(data=st.data(), seconds=st.floats(0.001, 1.0))
+    def step(self, data: st.DataObject, seconds: float) -> None:
+        waiting = sorted((each for each in self.jobs.values() if each.phase is Phase.WAITING), key=by_rank)
+        for begun in self.scheduler.admit(self.now):
+            begun.cached = data.draw(st.integers(0, begun.prompt_tokens - 1))
+            self.scheduler.begin(begun, begun.cached)
+        left = [each for each in waiting if each.phase is Phase.WAITING and each.priority != "batch"]
+        taken = [each for each in waiting if each.phase is not Phase.WAITING]
+        assert not left or not taken or by_rank(left[0]) > max(map(by_rank, taken)), "none is overtaken"
         plan = self.scheduler.plan(self.now)
-        admitted = [number for number in waiting if self.jobs[number].phase is not Phase.WAITING]
-        assert admitted == waiting[: len(admitted)], "admission in order of arrival"
         self._check_plan(plan)
+        self.scheduler.pace.observe(sum(work.tokens for work in plan), seconds)
         for work in plan:
             self.scheduler.advance(work, self.now)
             if work.job.produced >= work.job.max_tokens:
@@ -102,15 +139,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len({work.job.id for work in plan}) == len(plan)
         streams = [work for work in plan if work.job.phase is Phase.DECODING]
         prompts = [work for work in plan if work.job.phase is Phase.PREFILLING]
-        decoding = [each for each in self.jobs.values() if each.phase is Phase.DECODING]
-        assert len(streams) == len(decoding), "every stream gets its token in every step"
+        alarms = [each for each in self.jobs.values() if each.priority == "alarm" and each.phase in UNDER_WAY]
+        for each in self.jobs.values():
+            if each.phase is Phase.DECODING and each not in [work.job for work in streams]:
+                assert each.priority == "batch", "only a batch job pauses"
+                assert alarms, "and only for an alarm"
         assert all(work.tokens == 1 and work.output for work in streams)
-        assert [work.job.id for work in prompts] == sorted(work.job.id for work in prompts)
         if streams:
-            assert sum(work.tokens for work in prompts) <= PREFILL_TOKENS_BESIDE_STREAMS
+            young = all(self.now - work.job.first_token < YOUNG_SECONDS for work in streams)
+            seconds = BURST_STEP_SECONDS if young else STEP_SECONDS
+            most = max(SMALLEST_PIECE_TOKENS, self.scheduler.pace.tokens_in(seconds) - len(streams))
+            assert sum(work.tokens for work in prompts) <= most
         for work in prompts:
-            assert 1 <= work.tokens <= work.job.prompt_tokens - work.job.prefilled
-            assert work.output == (work.job.prefilled + work.tokens == work.job.prompt_tokens)
+            each = work.job
+            end = each.prefilled + work.tokens
+            assert each.prefilled < end <= each.prompt_tokens
+            assert work.output == (end == each.prompt_tokens)
+            assert not each.prefilled < each.prefix_tokens < end, "the end of the prefix is a cut"
 
     @invariant()
     def resources_are_those_of_the_running_jobs(self) -> None:
@@ -128,6 +173,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Whatever happened, the rest finishes in a bounded number of steps, and nothing is left behind."""
         if not hasattr(self, "jobs"):
             return
+        self.scheduler.parallel = self.sequences
         steps = sum(each.prompt_tokens + each.max_tokens for each in self.jobs.values())
         for _ in range(steps + 1):
             if not self.scheduler.busy:
@@ -137,7 +183,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.reserved_tokens == 0
         for number in range(min(self.sequences, self.queue)):
             self.scheduler.submit(job(-number - 1, prompt=1, longest=1))
-        plan = self.scheduler.plan(self.now)
+        plan = planned(self.scheduler, self.now)
         expected = min(self.sequences, self.queue, self.context // 2)
         assert len({work.job.sequence for work in plan}) == expected, "all sequences are free again"
 
@@ -157,7 +203,7 @@ def test_a_prompt_that_leaves_no_room_for_one_token_is_refused() -> None:
 def test_the_queue_limit_counts_those_that_wait_and_not_those_that_run() -> None:
     machine = scheduler(sequences=1, queue=1)
     machine.submit(job(1))
-    machine.plan(0.0)
+    planned(machine)
     machine.submit(job(2))
     with pytest.raises(RefusedError) as refusal:
         machine.submit(job(3))
@@ -168,7 +214,7 @@ def test_the_longest_answer_is_cut_to_what_the_context_holds() -> None:
     machine = scheduler(context=100)
     long = job(1, prompt=60, longest=1000)
     machine.submit(long)
-    machine.plan(0.0)
+    planned(machine)
     assert long.max_tokens == 40
     assert machine.reserved_tokens == 100
 
@@ -178,20 +224,22 @@ def test_a_small_job_does_not_overtake_a_large_one_that_waits_for_room() -> None
     first, large, small = job(1, 30, 30), job(2, 60, 30), job(3, 5, 5)
     for each in (first, large, small):
         machine.submit(each)
-    machine.plan(0.0)
+    planned(machine)
     assert (first.phase, large.phase, small.phase) == (Phase.PREFILLING, Phase.WAITING, Phase.WAITING)
     machine.end(1)
-    machine.plan(0.0)
+    planned(machine)
     assert (large.phase, small.phase) == (Phase.PREFILLING, Phase.PREFILLING)
 
 
-def test_a_prompt_beside_a_stream_comes_in_small_pieces() -> None:
+def test_a_prompt_beside_a_stream_comes_in_small_pieces_unless_the_stream_has_only_begun() -> None:
     machine = scheduler(context=1000, batch=256)
     stream, long = job(1, prompt=1, longest=100), job(2, prompt=500)
     machine.submit(stream)
     compute(machine)
     machine.submit(long)
-    assert [(work.job.id, work.tokens) for work in machine.plan(0.0)] == [(1, 1), (2, PREFILL_TOKENS_BESIDE_STREAMS)]
+    machine.pace.observe(100, 0.4)
+    for now, seconds in ((0.0, BURST_STEP_SECONDS), (YOUNG_SECONDS, STEP_SECONDS)):
+        assert [(work.job.id, work.tokens) for work in planned(machine, now)] == [(1, 1), (2, round(seconds * 250) - 1)]
 
 
 def test_times_of_admission_and_first_token_are_those_of_their_steps() -> None:
@@ -202,3 +250,79 @@ def test_times_of_admission_and_first_token_are_those_of_their_steps() -> None:
         compute(machine, now)
     assert (each.admitted, each.first_token, each.produced) == (1.0, 2.0, 2)
     assert not machine.busy
+
+
+def test_an_alarm_goes_before_all_that_wait_and_a_batch_job_that_waited_long_before_an_alarm() -> None:
+    machine = scheduler(sequences=1)
+    machine.submit(job(1))
+    planned(machine)
+    machine.submit(Job(2, 10, 10, submitted=0.0, priority="batch"))
+    machine.submit(Job(3, 10, 10, submitted=5.0, priority="interactive"))
+    machine.submit(Job(4, 10, 10, submitted=9.0, priority="alarm"))
+    machine.submit(Job(5, 10, 10, submitted=31.0, priority="alarm"))
+    order: list[int] = []
+    for _ in range(4):
+        machine.end(order[-1] if order else 1)
+        planned(machine)
+        order += [each.id for each in machine.running]
+    assert order == [4, 3, 2, 5]
+
+
+def test_batch_jobs_leave_the_last_sequence_free() -> None:
+    machine = scheduler(sequences=3, context=1000)
+    for number in range(1, 5):
+        machine.submit(Job(number, 10, 10, submitted=0.0, priority="batch"))
+    planned(machine)
+    assert [each.id for each in machine.running] == [1, 2]
+    machine.submit(Job(9, 10, 10, submitted=0.0, priority="alarm"))
+    planned(machine)
+    assert [each.id for each in machine.running] == [9, 1, 2]
+
+
+def test_batch_streams_pause_while_an_alarm_is_answered() -> None:
+    machine = scheduler(sequences=3, context=1000)
+    machine.submit(Job(1, 1, 10, submitted=0.0, priority="batch"))
+    compute(machine)
+    machine.submit(Job(2, 1, 3, submitted=0.0, priority="alarm"))
+    steps = [[work.job.id for work in compute(machine)] for _ in range(4)]
+    assert steps == [[2], [2], [2], [1]]
+
+
+def test_jobs_with_one_prefix_compute_it_once_and_those_with_another_do_not_wait() -> None:
+    machine = scheduler(sequences=3, context=1000, batch=256)
+    for number, prefix in ((1, "a"), (2, "a"), (3, "b")):
+        machine.submit(Job(number, 50, 10, submitted=0.0, prefix=prefix, prefix_tokens=40))
+    assert [(work.job.id, work.tokens) for work in compute(machine)] == [(1, 40), (3, 40)]
+    (second,) = machine.admit(0.0)
+    machine.begin(second, 40)
+    assert [(work.job.id, work.tokens) for work in machine.plan(0.0)] == [(1, 10), (2, 10), (3, 10)]
+
+
+@pytest.mark.parametrize("prefix", [0, 30, 64, 100])
+@pytest.mark.parametrize("reused", [10, 64, 100, 130, 180])
+def test_a_prompt_alone_is_computed_in_the_same_pieces_wherever_it_starts(prefix: int, reused: int) -> None:
+    cuts = []
+    for cached in (0, cut(reused, prefix)):
+        machine = scheduler(context=1000, batch=256)
+        machine.submit(Job(1, 200, 1, submitted=0.0, prefix="p" if prefix else None, prefix_tokens=prefix))
+        (each,) = machine.admit(0.0)
+        machine.begin(each, cached)
+        ends = [each.prefilled]
+        while each.phase is Phase.PREFILLING:
+            machine.advance(machine.plan(0.0)[0], 0.0)
+            ends.append(each.prefilled)
+        cuts.append([end for end in ends if end >= cached])
+    cold, warm = cuts
+    assert [end for end in cold if end >= warm[0]] == warm
+    assert all(end % GRID_TOKENS == 0 or end in (prefix, 200) for end in cold)
+
+
+def test_a_full_queue_says_when_to_come_again() -> None:
+    machine = scheduler(sequences=1, queue=1, context=1000)
+    machine.pace.observe(100, 1.0)
+    machine.submit(job(1, 10, 90))
+    planned(machine)
+    machine.submit(job(2, 10, 190))
+    with pytest.raises(RefusedError) as refusal:
+        machine.submit(job(3))
+    assert refusal.value.retry_after_seconds == pytest.approx(3.0)
