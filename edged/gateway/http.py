@@ -9,10 +9,10 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar, cast
+from typing import Annotated, Any, Protocol, cast
 from urllib.parse import quote, urlencode
 
 import structlog
@@ -34,14 +34,26 @@ from edged.errors import (
     ConfigError,
     EdgedError,
     ExpiredError,
-    PayloadTooLargeError,
     UnauthorizedError,
 )
-from edged.gateway import wire
+from edged.gateway import openai, openai_wire, wire
+from edged.gateway.exchange import (
+    EVENT_STREAM_TYPE,
+    EventStream,
+    Write,
+    error_headers,
+    json_response,
+    known,
+    read_json,
+    request_body,
+    while_connected,
+)
+from edged.gateway.rollouts import RolloutRoutes
+from edged.serving.pool import ChatPool, EmbedderPool
+from edged.serving.rollout import Rollouts
 from edged.types import Answer, AnswerEvent, Delta, DocumentInfo, Ingested, Question, Restarted
 
 PROBLEM_TYPE = "application/problem+json"
-EVENT_STREAM_TYPE = "text/event-stream"
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 CLIENT_GONE_STATUS = 499  # nobody reads it; it marks the line in our own log
 HINTS = {
@@ -51,7 +63,6 @@ HINTS = {
     415: "send JSON with the header 'Content-Type: application/json'",
     421: "use http://127.0.0.1 or http://localhost, or set an API key (http.api_key_file)",
 }
-Result = TypeVar("Result")
 
 log = structlog.get_logger("http")
 
@@ -110,10 +121,16 @@ def create_app(
     documents: Documents,
     status: Status,
     metrics: Callable[[], bytes],
+    chats: ChatPool,
+    embedders: EmbedderPool,
+    rollouts: Rollouts,
     api_key: str | None,
     max_body_bytes: int,
 ) -> FastAPI:
-    """The ASGI application. Without ``api_key`` only loopback peers that name a loopback host are served."""
+    """The ASGI application; the OpenAI routes speak to ``chats`` and ``embedders`` directly.
+
+    Without ``api_key`` only loopback peers that name a loopback host are served.
+    """
     app = FastAPI(
         title="edged",
         version=__version__,
@@ -131,6 +148,8 @@ def create_app(
     HealthRoutes(status, metrics).add_to(app)
     QueryRoutes(answers, max_body_bytes).add_to(app)
     DocumentRoutes(documents, max_body_bytes).add_to(app)
+    openai.OpenAiRoutes(chats, embedders, max_body_bytes).add_to(app)
+    RolloutRoutes(rollouts, max_body_bytes).add_to(app)
     return app
 
 
@@ -184,17 +203,17 @@ class QueryRoutes:
             self.query,
             methods=["POST"],
             response_model=wire.AnswerBody,
-            openapi_extra=_request_body(wire.HttpQueryRequest),
+            openapi_extra=request_body(wire.HttpQueryRequest),
         )
 
     async def query(self, request: Request) -> Response:
         """Answer a question from the documents; as server-sent events when asked to."""
-        body = wire.parse_json(await _read_json(request, self._max_body_bytes), wire.HttpQueryRequest)
+        body = wire.parse_json(await read_json(request, self._max_body_bytes), wire.HttpQueryRequest)
         identifier = body.id or uuid.uuid4().hex
         if body.stream or EVENT_STREAM_TYPE in request.headers.get("accept", ""):
-            return EventStream(identifier, self._answers, body)
-        answer = await _while_connected(request.receive, self._answer(body))
-        return _json(wire.answer_body(identifier, answer))
+            return QueryStream(identifier, self._answers, body)
+        answer = await while_connected(request.receive, self._answer(body))
+        return json_response(wire.answer_body(identifier, answer))
 
     async def _answer(self, body: wire.HttpQueryRequest) -> Answer:
         async with _worth_answering(body.expires_s), _events(self._answers, body) as events:
@@ -220,7 +239,7 @@ class DocumentRoutes:
             status_code=201,
             response_model=wire.IngestedBody,
             responses={200: {"model": wire.IngestedBody, "description": "Unchanged"}},
-            openapi_extra=_request_body(wire.DocumentRequest),
+            openapi_extra=request_body(wire.DocumentRequest),
         )
         app.add_api_route("/v1/documents", self.list, response_model=wire.DocumentsBody)
         app.add_api_route(one, self.get, response_model=wire.DocumentBody)
@@ -228,13 +247,13 @@ class DocumentRoutes:
 
     async def add(self, request: Request) -> Response:
         """Add a document, or replace the one of the same id; the same text again costs nothing."""
-        body = wire.parse_json(await _read_json(request, self._max_body_bytes), wire.DocumentRequest)
+        body = wire.parse_json(await read_json(request, self._max_body_bytes), wire.DocumentRequest)
         ingested = await self._documents.add(
             collection=body.collection, document_id=body.id, title=body.title, format=body.format, text=body.text
         )
         document = ingested.document
         place = f"/v1/documents/{quote(document.id)}?{urlencode({'collection': document.collection})}"
-        return _json(
+        return json_response(
             wire.ingested_body(ingested).model_dump(mode="json"),
             status=200 if ingested.outcome == "unchanged" else 201,
             headers={"location": place},
@@ -255,43 +274,8 @@ class DocumentRoutes:
         return Response(status_code=204)
 
 
-def _request_body(model: type[wire.StrictRequest]) -> dict[str, Any]:
-    content = {"application/json": {"schema": model.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-async def _read_json(request: Request, max_bytes: int) -> bytes:
-    """The body, read no further than ``max_bytes`` whatever its declared length.
-
-    Only JSON is taken: a foreign web page can post plain forms to loopback, but not this type unasked.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "the body is not declared as JSON")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-    return bytes(body)
-
-
-def _too_large(max_bytes: int) -> PayloadTooLargeError:
-    return PayloadTooLargeError(
-        f"the body is larger than {max_bytes} bytes",
-        hint="send less at once, or raise http.max_body_bytes",
-        max_bytes=max_bytes,
-    )
-
-
-def _json(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(wire.encode(body), status_code=status, headers=headers, media_type="application/json")
-
-
 def _status_response(body: wire.StatusBody, *, ok: bool) -> Response:
-    return _json(body.model_dump(mode="json"), 200 if ok else 503, {"cache-control": "no-store"})
+    return json_response(body.model_dump(mode="json"), 200 if ok else 503, {"cache-control": "no-store"})
 
 
 # --- answering, while the client listens -----------------------------------------------------------
@@ -318,62 +302,22 @@ async def _worth_answering(seconds: float | None) -> AsyncGenerator[None]:
         ) from error
 
 
-async def _while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of ``work``, which is cancelled when the client goes away: :class:`ClientDisconnect` then."""
-    working = asyncio.create_task(work, name="http-answer")
-    leaving = asyncio.create_task(_client_gone(receive), name="http-client-gone")
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _client_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-class EventStream(Response):
-    """An answer as server-sent events: ``delta`` and ``restarted``, then ``answer`` or ``error``.
-
-    Up to the first event an error is still a plain problem with its own status.
-    """
-
-    media_type = EVENT_STREAM_TYPE
+class QueryStream(EventStream):
+    """An answer as server-sent events: ``delta`` and ``restarted``, then ``answer`` or ``error``."""
 
     def __init__(self, identifier: str, answers: Answers, body: wire.HttpQueryRequest) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
+        super().__init__()
         self._identifier = identifier
         self._answers = answers
         self._body = body
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        await _while_connected(receive, self._send_all(send))
+    async def produce(self, write: Write) -> None:
+        async with _worth_answering(self._body.expires_s), _events(self._answers, self._body) as events:
+            async for event in events:
+                await write(self._render(event))
 
-    async def _send_all(self, send: Send) -> None:
-        started = False
-        try:
-            async with _worth_answering(self._body.expires_s), _events(self._answers, self._body) as events:
-                async for event in events:
-                    if not started:
-                        await self._start(send)
-                        started = True
-                    await _send_part(send, self._render(event))
-        except Exception as error:
-            if not started:
-                raise
-            await _send_part(send, _sse("error", problem(_known(error))[1]))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _start(self, send: Send) -> None:
-        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        await send(start)
+    def last_words(self, error: EdgedError) -> bytes:
+        return _sse("error", problem(error)[1])
 
     def _render(self, event: AnswerEvent) -> bytes:
         match event:
@@ -383,10 +327,6 @@ class EventStream(Response):
                 return _sse("restarted", {"reason": reason})
             case Answer():
                 return _sse("answer", wire.answer_body(self._identifier, event))
-
-
-async def _send_part(send: Send, part: bytes) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": True})
 
 
 def _sse(name: str, data: object) -> bytes:
@@ -409,46 +349,36 @@ def _problem_head(code: str, status: int) -> dict[str, object]:
     return {"type": f"urn:edged:error:{code}", "title": code.replace("_", " ").capitalize(), "status": status}
 
 
-def _problem_response(status: int, body: dict[str, object], headers: dict[str, str] | None = None) -> Response:
-    extra = dict(headers or {})
-    if status == 401:
-        extra["www-authenticate"] = 'Bearer realm="edged"'
-    if status == 503:
-        extra["retry-after"] = "1"
-    if status in (401, 413, 415, 421):
-        extra["connection"] = "close"  # the rest of the body will not be read
-    return Response(wire.encode(body), status_code=status, headers=extra, media_type=PROBLEM_TYPE)
+def _refusal(path: str, error: EdgedError) -> Response:
+    """An error in the form that the clients of this path understand."""
+    if openai.speaks(path):
+        return openai.error_response(error)
+    status, body = problem(error)
+    headers = error_headers(status, error)
+    return Response(wire.encode(body), status_code=status, headers=headers, media_type=PROBLEM_TYPE)
 
 
-def _http_problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    """A problem of HTTP itself, which has no :class:`EdgedError`."""
-    phrase = HTTPStatus(status).phrase
-    body: dict[str, object] = {
-        **_problem_head(phrase.lower().replace(" ", "_"), status),
-        "detail": detail,
-        "code": phrase.lower().replace(" ", "_"),
-        "hint": HINTS.get(status, ""),
-        "retryable": False,
-    }
-    return _problem_response(status, body, headers)
+def _http_refusal(path: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A refusal by HTTP itself, which has no :class:`EdgedError`."""
+    code = HTTPStatus(status).phrase.lower().replace(" ", "_")
+    hint = HINTS.get(status, "")
+    if openai.speaks(path):
+        body, media_type = openai_wire.error_body(status, code, detail, hint), "application/json"
+    else:
+        body = {**_problem_head(code, status), "detail": detail, "code": code, "hint": hint, "retryable": False}
+        media_type = PROBLEM_TYPE
+    extra = {**(headers or {}), **error_headers(status)}
+    return Response(wire.encode(body), status_code=status, headers=extra, media_type=media_type)
 
 
-def _known(error: Exception) -> EdgedError:
-    """The error itself, or for an unforeseen one, which is logged, one that tells nothing of our insides."""
-    if isinstance(error, EdgedError):
-        return error
-    log.error("http_unforeseen_error", exc_info=error)
-    return EdgedError("something unforeseen went wrong in edged", hint="the daemon's log holds the details")
+async def _on_edged_error(request: Request, error: Exception) -> Response:
+    return _refusal(request.url.path, known(error))
 
 
-async def _on_edged_error(_request: Request, error: Exception) -> Response:
-    return _problem_response(*problem(_known(error)))
-
-
-async def _on_validation_error(_request: Request, error: Exception) -> Response:
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     inner = [{**first, "loc": first["loc"][1:]} for first in error.errors()]  # less FastAPI's "query"
-    return _problem_response(*problem(wire.explain(inner, ["collection"])))
+    return _refusal(request.url.path, wire.explain(inner, ["collection"]))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -456,7 +386,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     detail = error.detail
     if detail == HTTPStatus(error.status_code).phrase:
         detail = f"{request.method} {request.url.path}: {detail.lower()}"
-    return _http_problem(error.status_code, detail, dict(error.headers or {}))
+    return _http_refusal(request.url.path, error.status_code, detail, error.headers)
 
 
 async def _on_client_gone(_request: Request, _error: Exception) -> Response:
@@ -487,7 +417,7 @@ class RequestLog:
         except Exception as error:
             if status:
                 raise  # the answer is under way: only breaking the connection tells the client
-            await _problem_response(*problem(_known(error)))(scope, receive, watching_send)
+            await _refusal(scope["path"], known(error))(scope, receive, watching_send)
         finally:
             _log_request(scope, status, time.perf_counter() - began)
 
@@ -511,10 +441,10 @@ class Guard:
         self._api_key = api_key.encode() if api_key is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        refusal = self._refuse(scope) if scope["type"] == "http" else None
         await (refusal or self._app)(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> Response | None:
+    def _refuse(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         if self._api_key is None:
             return _refuse_strangers(scope, headers)
@@ -523,7 +453,7 @@ class Guard:
         error = UnauthorizedError(
             "this needs the API key", hint="send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
         )
-        return _problem_response(*problem(error))
+        return _refusal(scope["path"], error)
 
 
 def _carries(headers: Headers, api_key: bytes) -> bool:
@@ -536,10 +466,10 @@ def _refuse_strangers(scope: Scope, headers: Headers) -> Response | None:
     """Other machines, and web pages of other sites that made their name resolve to this machine."""
     peer = scope.get("client")
     if peer is None or not is_loopback(peer[0]):
-        return _http_problem(403, "without an API key only this machine itself is served")
+        return _http_refusal(scope["path"], 403, "without an API key only this machine itself is served")
     host = headers.get("host", "")
     if not is_loopback(_without_port(host)):
-        return _http_problem(421, f"without an API key the Host '{host[:100]}' is not served")
+        return _http_refusal(scope["path"], 421, f"without an API key the Host '{host[:100]}' is not served")
     return None
 
 
@@ -596,13 +526,22 @@ class HttpServer:
     """Serves an application on one address inside the running loop, with TLS when given a certificate.
 
     ``port`` 0 takes a free one. ``start`` raises :class:`ConfigError` when the address cannot be had or the
-    certificate cannot be read; once it returns, requests are accepted.
+    certificate cannot be read; once it returns, requests are accepted. ``listener`` is a socket that somebody opened
+    for us, which must be at that very address.
     """
 
     def __init__(
-        self, app: FastAPI, *, host: str, port: int, tls_cert: Path | None = None, tls_key: Path | None = None
+        self,
+        app: FastAPI,
+        *,
+        host: str,
+        port: int,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+        listener: socket.socket | None = None,
     ) -> None:
         self._app = app
+        self._listener = listener
         self._host = host
         self._port = port
         self._tls_cert = tls_cert
@@ -617,7 +556,10 @@ class HttpServer:
 
     async def start(self) -> None:
         config = self._uvicorn_config()
-        listener = bind(self._host, self._port)
+        if self._listener is None:
+            listener = bind(self._host, self._port)
+        else:
+            listener = _adopted(self._listener, self._host, self._port)
         self._port = listener.getsockname()[1]
         self._server = _Uvicorn(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="http-server")
@@ -687,6 +629,22 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise _cannot_listen(host, port, error) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _adopted(listener: socket.socket, host: str, port: int) -> socket.socket:
+    """A socket opened by the service manager. Who may ask depends on http.listen, so the two must say the same."""
+    found = listener.getsockname() if listener.family in (socket.AF_INET, socket.AF_INET6) else ("a Unix socket", 0)
+    try:
+        family, _, _, _, wanted = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+    if (listener.family, found[:2]) != (family, wanted[:2]):
+        raise ConfigError(
+            f"edged was handed a socket at {found[0]}:{found[1]}, but http.listen is {host}:{port}",
+            hint="give edged.socket and http.listen the same address, or disable edged.socket",
+        )
     listener.setblocking(False)
     return listener
 

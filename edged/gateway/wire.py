@@ -3,13 +3,23 @@
 import difflib
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from edged.errors import EdgedError, RequestError
-from edged.types import Answer, DocumentInfo, Ingested, Question, Step
+from edged.types import (
+    Answer,
+    DocumentInfo,
+    Grammar,
+    Ingested,
+    JsonSchema,
+    OutputFormat,
+    Priority,
+    Question,
+    Step,
+)
 
 SHOWN_CHARACTERS = 60  # of a refused value; a sender's mistake may be megabytes long
 DAY_MS = 86_400_000
@@ -40,6 +50,25 @@ class StrictRequest(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
+class FormatBody(StrictRequest):
+    """The form an answer is held to: a JSON schema, or a GBNF grammar."""
+
+    json_schema: dict[str, Any] | None = Field(None, description="A JSON schema; the answer is JSON that it accepts.")
+    grammar: Annotated[str, StringConstraints(min_length=1, max_length=65_536)] | None = Field(
+        None, description="A GBNF grammar with the rule root."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.json_schema is None) == (self.grammar is None):
+            raise ValueError("give either json_schema or grammar")
+        return self
+
+    def output(self) -> OutputFormat:
+        """The same, as the layers below take it."""
+        return JsonSchema(json.dumps(self.json_schema)) if self.grammar is None else Grammar(self.grammar)
+
+
 class QueryRequest(StrictRequest):
     """A question, as MQTT payload or HTTP body."""
 
@@ -47,6 +76,7 @@ class QueryRequest(StrictRequest):
         str,
         StringConstraints(strip_whitespace=True, min_length=1, max_length=8192),
         AfterValidator(_without_nul),
+        AfterValidator(_not_blank),
     ] = Field(description="The question, 1 to 8192 characters.")
     id: EventId | None = Field(None, description="The sender's id of this event; made up when absent.")
     collection: Name = Field("default", description="The collection whose documents are asked.")
@@ -57,6 +87,8 @@ class QueryRequest(StrictRequest):
         None, gt=0, le=YEAR_SECONDS, description="Not worth answering after this time, seconds."
     )
     max_tokens: int | None = Field(None, ge=1, le=4096, description="Longest answer, tokens.")
+    priority: Priority = Field("interactive", description="alarm goes before interactive, and that before batch.")
+    format: FormatBody | None = Field(None, description="The form the answer is held to.")
 
     def question(self) -> Question:
         """The same, as the layers below take it."""
@@ -65,6 +97,8 @@ class QueryRequest(StrictRequest):
             collection=self.collection,
             max_tokens=self.max_tokens,
             deadline_seconds=None if self.deadline_ms is None else self.deadline_ms / 1000,
+            priority=self.priority,
+            output=None if self.format is None else self.format.output(),
         )
 
 
@@ -129,25 +163,27 @@ def explain(errors: Iterable[Any], known: Iterable[str]) -> RequestError:
             hint='send one JSON object, such as {"query": "…"}',
         )
     if first["type"] == "extra_forbidden":
-        return RequestError(f"'{field}': there is no such field", hint=_nearest(field, known), field=field)
+        return RequestError(f"'{field}': there is no such field", hint=nearest(field, known), field=field)
     if first["type"] == "missing":
         return RequestError(f"'{field}' is missing", hint=f"add '{field}' to the request", field=field)
     if not field:
         return RequestError(f"the body is not usable: {reason}", hint="send one JSON object")
     return RequestError(
-        f"'{field}' = {_shown(first['input'])}: {reason}",
+        f"'{field}' = {shown(first['input'])}: {reason}",
         hint=f"correct '{field}'; /openapi.json and docs/HTTP.md describe every field",
         field=field,
     )
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint: which of the known names an unknown one was meant to be."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"the fields are {', '.join(names)}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A refused value, cut to what an error can show."""
     text = repr(value[: SHOWN_CHARACTERS + 1] if isinstance(value, str) else value)
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
 
@@ -280,6 +316,40 @@ class WorkerBody(BaseModel):
     queued: int = Field(0, description="Requests waiting.")
 
 
+class BoundsBody(BaseModel):
+    """What a process may use of the device."""
+
+    cores: list[int]
+    threads: int = Field(description="Compute threads now.")
+    quota_cores: float | None = Field(None, description="CPU time it may use, in cores; null: no limit.")
+    weight: int = Field(description="Its share when others compute too (cpu.weight; 100 is everybody else's).")
+    memory_high: int | None = Field(None, description="From here on it must give memory back, bytes.")
+    memory_max: int | None = Field(None, description="Here it is ended, bytes.")
+
+
+class HardwareBody(BaseModel):
+    """How the device is, and what it lets the workers do."""
+
+    cgroups: bool = Field(description="Whether cgroups hold the processes; else affinity and nice do.")
+    placement: dict[str, BoundsBody] = Field(description="By process: daemon, chat, embed.")
+    reserved_cores: list[int] = Field(description="Cores that others are kept off.")
+    celsius: float | None = Field(None, description="Of the sensor nearest to the point where the CPU is slowed.")
+    slowed_at_celsius: float | None = Field(None, description="That point.")
+    heat_step: int = Field(description="0: full work; each step up leaves less.")
+    memory: Literal["calm", "shedding", "shrinking"] = Field(
+        description="shedding: no batch work is taken; shrinking: fewer answers at a time and fewer kept states, too."
+    )
+    sequences: int | None = Field(None, description="Answers generated at a time, at most, now.")
+    longest_answer: int | None = Field(None, description="Tokens of an answer at most, now; null: no limit.")
+
+
+class EngineBody(BaseModel):
+    """The build of llama.cpp that the workers run."""
+
+    gpu: bool = Field(description="Whether it was built for a GPU that is here.")
+    backends: dict[str, list[str]] = Field(description="What it was built with: the features of each backend.")
+
+
 class EventsBody(BaseModel):
     """The inbox and the outbox, in events."""
 
@@ -308,6 +378,8 @@ class StatusBody(BaseModel):
     conditions: list[ConditionBody]
     chat: WorkerBody
     embed: WorkerBody
+    engine: EngineBody | None = Field(None, description="Known once a worker has loaded its model.")
+    hardware: HardwareBody | None = None
     documents: int
     chunks: int
     events: EventsBody

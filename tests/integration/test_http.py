@@ -18,6 +18,7 @@ from edged.client import Client
 from edged.errors import ConfigError, DocumentNotFoundError, EdgedError, QueueFullError
 from edged.gateway import wire
 from edged.gateway.http import HttpServer, create_app
+from edged.serving.pool import ChatPool, EmbedderPool
 from edged.types import (
     Answer,
     AnswerEvent,
@@ -31,6 +32,7 @@ from edged.types import (
 )
 
 KEY = "s3cret-käse"
+NOBODY: Any = None
 LIMIT = 2048
 LINE_SEPARATOR = "\u2028"
 
@@ -140,6 +142,9 @@ class Door:
             documents=self.documents,
             status=self.status,
             metrics=lambda: b"up 1\n",
+            chats=ChatPool(None),
+            embedders=EmbedderPool(None),
+            rollouts=NOBODY,
             api_key=api_key,
             max_body_bytes=LIMIT,
         )
@@ -235,6 +240,13 @@ async def test_an_error_before_the_first_event_is_a_plain_problem(door: Door) ->
     body = problem(response, 503, "queue_full")
     assert (body["retryable"], body["facts"]) == (True, {"waiting": 3})
     assert response.headers["retry-after"] == "1"
+
+
+async def test_an_error_that_knows_when_it_is_over_says_so_in_whole_seconds(door: Door) -> None:
+    door.answers.script = [QueueFullError("full", retry_after_seconds=2.1)]
+    response = await door.client.post("/v1/query", json={"query": "Why?"})
+    assert problem(response, 503, "queue_full")["facts"] == {"retry_after_seconds": 2.1}
+    assert response.headers["retry-after"] == "3"
 
 
 @pytest.mark.parametrize(("error", "code"), [(QueueFullError("full"), "queue_full"), (OSError("/secret"), "internal")])
@@ -437,6 +449,9 @@ async def test_a_taken_port_is_a_configuration_error(door: Door) -> None:
             documents=door.documents,
             status=door.status,
             metrics=bytes,
+            chats=ChatPool(None),
+            embedders=EmbedderPool(None),
+            rollouts=NOBODY,
             api_key=None,
             max_body_bytes=LIMIT,
         ),
@@ -545,6 +560,9 @@ async def test_twenty_starts_and_stops_leave_no_socket_behind() -> None:
             documents=door.documents,
             status=door.status,
             metrics=bytes,
+            chats=ChatPool(None),
+            embedders=EmbedderPool(None),
+            rollouts=NOBODY,
             api_key=None,
             max_body_bytes=LIMIT,
         )
