@@ -27,6 +27,11 @@ class Admission:
         """Return once another event may be accepted."""
         await self._room.wait()
 
+    def use_limit(self, limit: int) -> None:
+        """From now on; what is open already stays."""
+        self._limit = limit
+        self._update()
+
     def opened(self) -> None:
         self._open += 1
         self._update()

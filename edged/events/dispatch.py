@@ -10,11 +10,14 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from edged.errors import EdgedError, ExpiredError, RequestError
+from edged.errors import DiskFullError, EdgedError, ExpiredError, RequestError, StoreError
 from edged.events.event import Event, Outcome
 from edged.events.inbox import Inbox
 from edged.runtime.health import STORE_FAILING, Health
 from edged.types import Answer, AnswerEvent, Delta, Question, Restarted
+
+STORE_PAUSE_SECONDS = 1.0
+DEFECT_PAUSE_SECONDS = 1.0
 
 
 class Answers(Protocol):
@@ -35,7 +38,10 @@ class Rendering(Protocol):
 
 
 class Dispatcher:
-    """Works on up to ``concurrency`` events at a time. :meth:`run` is one supervised service."""
+    """Works on up to ``concurrency`` events at a time. :meth:`run` is one supervised service.
+
+    While ``shedding`` says so, batch events stay open and wait; :meth:`wake` when that ends.
+    """
 
     def __init__(
         self,
@@ -46,6 +52,7 @@ class Dispatcher:
         *,
         decide: Callable[[Event], Question],
         concurrency: int,
+        shedding: Callable[[], bool] = lambda: False,
         on_closed: Callable[[Event, Outcome, float], None] = lambda _event, _outcome, _seconds: None,
         on_progress: Callable[[Event, Delta | Restarted], None] | None = None,
         clock: Callable[[], float] = time.time,
@@ -56,10 +63,12 @@ class Dispatcher:
         self._health = health
         self._decide = decide
         self._concurrency = concurrency
+        self._shedding = shedding
         self._on_closed = on_closed
         self._on_progress = on_progress
         self._clock = clock
         self._working: dict[str, asyncio.Task[None]] = {}
+        self._deferred: set[str] = set()
         self._wake = asyncio.Event()
         self._log = structlog.get_logger("dispatch")
 
@@ -90,31 +99,54 @@ class Dispatcher:
         free = self._concurrency - len(self._working)
         if free <= 0:
             return
-        for event in await self._inbox.open_events(free, leave_out=self._working):
+        if not self._shedding():
+            self._deferred.clear()
+        for event in await self._inbox.open_events(free, leave_out=[*self._working, *self._deferred]):
+            if self._defers(event):
+                self._deferred.add(event.id)
+                self.wake()  # its place is another's
+                continue
             task = asyncio.create_task(self._handle(event), name=f"event-{event.id}")
             self._working[event.id] = task
             task.add_done_callback(functools.partial(self._done, event.id))
 
+    def _defers(self, event: Event) -> bool:
+        """Whether an event waits until the device takes work of its class again; one that expired need not."""
+        if not self._shedding() or (event.expires_at is not None and self._clock() >= event.expires_at):
+            return False
+        try:
+            return self._decide(event).priority == "batch"
+        except RequestError:
+            return False
+
     def _done(self, event_id: str, task: asyncio.Task[None]) -> None:
         self._working.pop(event_id, None)
         if not task.cancelled() and task.exception() is not None:
-            # The store would not take the outcome; the event is still open and will be taken again.
-            self._health.set(STORE_FAILING, f"an outcome could not be stored: {task.exception()}")
             self._log.error("event_not_closed", event_id=event_id, error=str(task.exception()))
-            asyncio.get_running_loop().call_later(1.0, self.wake)
+            asyncio.get_running_loop().call_later(DEFECT_PAUSE_SECONDS, self.wake)  # still open: it is taken again
             return
         self.wake()
 
     async def _handle(self, event: Event) -> None:
         outcome, body = await self._outcome(event)
-        closed = await self._inbox.close_event(event.id, outcome, body)
-        self._health.clear(STORE_FAILING)
-        if closed:
+        if await self._close(event, outcome, body):
             seconds = self._clock() - event.received_at
             self._on_closed(event, outcome, seconds)
             self._log.info(
                 "event_closed", event_id=event.id, topic=event.topic, outcome=outcome.value, seconds=round(seconds, 4)
             )
+
+    async def _close(self, event: Event, outcome: Outcome, body: bytes) -> bool:
+        """Store the outcome. While the store cannot, the answer is kept rather than made again."""
+        while True:
+            try:
+                closed = await self._inbox.close_event(event.id, outcome, body)
+            except (StoreError, DiskFullError) as error:
+                self._health.set(STORE_FAILING, f"an outcome could not be stored: {error.message}")
+                await asyncio.sleep(STORE_PAUSE_SECONDS)
+            else:
+                self._health.clear(STORE_FAILING)
+                return closed
 
     async def _outcome(self, event: Event) -> tuple[Outcome, bytes]:
         now = self._clock()

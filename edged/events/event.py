@@ -5,6 +5,8 @@ from enum import StrEnum
 
 import msgspec
 
+from edged.types import Priority
+
 _ANSWER_NAMESPACE = uuid.UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562, namespace OID
 
 
@@ -15,6 +17,10 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
     REJECTED = "rejected"
     FAILED = "failed"
+
+
+PATIENCE_SECONDS: dict[Priority, float] = {"alarm": 0.0, "interactive": 60.0, "batch": 600.0}
+"""How long an event of a class may wait behind later ones of a higher class."""
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,8 +40,15 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     received_at: float
     answer_by: float | None = None
     expires_at: float | None = None
+    priority: Priority = "interactive"
     delivery: str | None = None
     redelivered: bool = False
+
+    @property
+    def urgent_at(self) -> float:
+        """The event with the smallest goes first: Unix time, seconds."""
+        waits_until = self.received_at + PATIENCE_SECONDS[self.priority]
+        return waits_until if self.answer_by is None else min(waits_until, self.answer_by)
 
     def answer_topic(self, event_id: str) -> str:
         """Where the answer to this message goes."""

@@ -42,6 +42,11 @@ class Inbox:
     async def open(cls, path: Path) -> "Inbox":
         return cls(await Database.open(path, resources.files("edged.events") / "migrations"))
 
+    @property
+    def database(self) -> Database:
+        """events.db itself, for what else is kept in it."""
+        return self._database
+
     async def close(self) -> None:
         await self._database.close()
 
@@ -62,11 +67,11 @@ class Inbox:
         return await self._database.write(work)
 
     async def open_events(self, limit: int, leave_out: Iterable[str] = ()) -> list[Event]:
-        """The most urgent open events: those with the nearest deadline, then in order of arrival."""
+        """The most urgent open events: by class and age, or sooner where their deadline is."""
         busy = list(leave_out)
         query = (
             f"SELECT {_EVENT_COLUMNS} FROM events WHERE outcome IS NULL"  # noqa: S608 - constants and marks only
-            f" AND id NOT IN ({','.join('?' * len(busy))}) ORDER BY answer_by IS NULL, answer_by, seq LIMIT ?"
+            f" AND id NOT IN ({','.join('?' * len(busy))}) ORDER BY urgent_at, seq LIMIT ?"
         )
 
         def work(connection: sqlite3.Connection) -> list[Event]:
@@ -166,7 +171,7 @@ def _accept(connection: sqlite3.Connection, incoming: Incoming) -> Accepted:
         return Accepted(event_id, "closed")
     event_id = incoming.id or new_event_id()
     connection.execute(
-        f"INSERT INTO events ({_EVENT_COLUMNS}, delivery) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        f"INSERT INTO events ({_EVENT_COLUMNS}, delivery, urgent_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
         (
             event_id,
             incoming.source,
@@ -178,6 +183,7 @@ def _accept(connection: sqlite3.Connection, incoming: Incoming) -> Accepted:
             incoming.answer_by,
             incoming.expires_at,
             incoming.delivery,
+            incoming.urgent_at,
         ),
     )
     return Accepted(event_id, "new")

@@ -5,10 +5,12 @@ from typing import Protocol
 
 import structlog
 
+from edged.errors import DiskFullError, StoreError
 from edged.events.event import Outgoing
 from edged.events.inbox import Inbox
-from edged.runtime.health import MQTT_REFUSED, Health
+from edged.runtime.health import MQTT_REFUSED, STORE_FAILING, Health
 
+STORE_PAUSE_SECONDS = 1.0
 REFUSED_PAUSE_SECONDS = 60.0
 MOST_REFUSED = 512
 
@@ -86,10 +88,25 @@ class Outbox:
         else:
             if not self._refused:
                 self._health.clear(MQTT_REFUSED)
-            await self._inbox.published(message.seq)
+            await self._record(message.seq)
         finally:
             self._in_flight.pop(message.seq, None)
             self.wake()
+
+    async def _record(self, seq: int) -> None:
+        """Note that a message was acknowledged. While the store cannot, it waits here and is not sent again."""
+        failed = False
+        while True:
+            try:
+                await self._inbox.published(seq)
+            except (StoreError, DiskFullError) as error:
+                self._health.set(STORE_FAILING, f"a published answer could not be recorded: {error.message}")
+                failed = True
+                await asyncio.sleep(STORE_PAUSE_SECONDS)
+            else:
+                if failed:
+                    self._health.clear(STORE_FAILING)
+                return
 
     def _refuse(self, message: Outgoing, why: str) -> None:
         """Set a message aside for a while, so that it neither is lost nor holds up the others."""

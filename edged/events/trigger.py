@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from edged.errors import RequestError
-from edged.types import Question
+from edged.types import OutputFormat, Priority, Question
 
 LONGEST_VALUE_CHARACTERS = 512
 _LEVEL = re.compile(r"\{topic\[(\d+)\]\}")
@@ -21,6 +21,8 @@ class TopicRule(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int | None = None
     expires_s: float | None = None
     max_tokens: int | None = None
+    priority: Priority = "interactive"
+    output: OutputFormat | None = None
 
 
 def matches(topic_filter: str, topic: str) -> bool:
@@ -62,4 +64,11 @@ def question_from_value(rule: TopicRule, topic: str, payload: bytes) -> Question
         )
     text = _LEVEL.sub(lambda match: levels[int(match[1])], rule.question)
     text = text.replace("{topic}", topic).replace("{value}", value)
-    return Question(text=text, collection=rule.collection, max_tokens=rule.max_tokens, evidence=f"{topic}: {value}")
+    return Question(
+        text=text,
+        collection=rule.collection,
+        max_tokens=rule.max_tokens,
+        evidence=f"{topic}: {value}",
+        priority=rule.priority,
+        output=rule.output,
+    )

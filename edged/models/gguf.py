@@ -122,7 +122,7 @@ Value = int | float | bool | str | tuple[int | float | bool, ...]
 class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What a model file says about itself. Counts are 0 and texts empty where it does not say.
 
-    ``head_counts_kv`` has one entry per block; ``tensor_bytes`` and ``file_bytes`` are bytes;
+    ``head_counts_kv`` has one entry per block; ``tensor_bytes``, those by ggml type and ``file_bytes`` are bytes;
     ``quantisation`` is such as ``Q4_K_M``; ``pooling`` is ``none``, ``mean``, ``cls``, ``last``, ``rank`` or empty;
     ``adds_bos``: the tokenizer puts ``bos_token`` in front of a text by itself.
     """
@@ -147,6 +147,7 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     adds_bos: bool
     tensor_count: int
     tensor_bytes: int
+    tensor_bytes_by_type: dict[str, int]
     file_bytes: int
 
 
@@ -168,14 +169,6 @@ def read_header(path: Path) -> GgufHeader:
             hint="fetch the file again; it must be a complete GGUF model",
             file=path,
         ) from broken
-
-
-def estimate_memory(header: GgufHeader, context_tokens: int) -> int:
-    """Bytes a worker needs for the weights and a KV cache of ``context_tokens`` in f16. Encoders keep no KV."""
-    if not header.causal:
-        return header.tensor_bytes
-    entries = sum(header.head_counts_kv) * (header.key_length + header.value_length)
-    return header.tensor_bytes + entries * 2 * context_tokens
 
 
 class _BrokenError(Exception):
@@ -345,27 +338,28 @@ def _read(file: BinaryIO, size: int) -> GgufHeader:
     tensor_count, pairs = reader.u64(), reader.u64()
     metadata = _Metadata(reader)
     metadata.read(pairs)
-    tensor_bytes = _check_tensors(reader, tensor_count, metadata.number("general.alignment", 32))
-    return _header(metadata, version, tensor_count, tensor_bytes, size)
+    bytes_by_type = _check_tensors(reader, tensor_count, metadata.number("general.alignment", 32))
+    return _header(metadata, version, tensor_count, bytes_by_type, size)
 
 
-def _check_tensors(reader: _Reader, count: int, alignment: int) -> int:
-    """Bytes of all tensors, after checking that the file reaches to the end of the last."""
+def _check_tensors(reader: _Reader, count: int, alignment: int) -> dict[str, int]:
+    """Bytes of all tensors by type, after checking that the file reaches to the end of the last."""
     if alignment == 0 or alignment & (alignment - 1):
         raise _BrokenError(f"its alignment is {alignment}, not a power of two")
-    total = end = 0
+    bytes_by_type: dict[str, int] = {}
+    end = 0
     for _ in range(count):
-        offset, length = _tensor(reader)
-        total += length
+        type_name, offset, length = _tensor(reader)
+        bytes_by_type[type_name] = bytes_by_type.get(type_name, 0) + length
         end = max(end, offset + length)
     start = -(-reader.position // alignment) * alignment
     if count and start + end > reader.size:
         raise _BrokenError(f"it is cut off: {reader.size} bytes long, its tensors reach to byte {start + end}")
-    return total
+    return bytes_by_type
 
 
-def _tensor(reader: _Reader) -> tuple[int, int]:
-    """Offset from the start of the tensor data, and length, in bytes."""
+def _tensor(reader: _Reader) -> tuple[str, int, int]:
+    """Type, offset from the start of the tensor data, and length, in bytes."""
     name = reader.text(KEY_LIMIT, "a tensor's name")
     dimensions = reader.u32()
     if dimensions > DIMENSION_LIMIT:
@@ -377,10 +371,12 @@ def _tensor(reader: _Reader) -> tuple[int, int]:
     type_name, block, width = TENSOR_TYPES[code]
     if shape and shape[0] % block:
         raise _BrokenError(f"tensor '{name}': rows of {shape[0]} do not divide into blocks of {type_name}")
-    return offset, math.prod(shape) // block * width
+    return type_name, offset, math.prod(shape) // block * width
 
 
-def _header(metadata: _Metadata, version: int, tensor_count: int, tensor_bytes: int, file_bytes: int) -> GgufHeader:
+def _header(
+    metadata: _Metadata, version: int, tensor_count: int, bytes_by_type: dict[str, int], file_bytes: int
+) -> GgufHeader:
     architecture = metadata.text("general.architecture")
     if not architecture:
         raise _BrokenError("it names no architecture")
@@ -410,7 +406,8 @@ def _header(metadata: _Metadata, version: int, tensor_count: int, tensor_bytes: 
         eos_token=metadata.entry(tokens, metadata.number("tokenizer.ggml.eos_token_id", -1)),
         adds_bos=metadata.flag("tokenizer.ggml.add_bos_token", default=_adds_bos(metadata)),
         tensor_count=tensor_count,
-        tensor_bytes=tensor_bytes,
+        tensor_bytes=sum(bytes_by_type.values()),
+        tensor_bytes_by_type=bytes_by_type,
         file_bytes=file_bytes,
     )
 

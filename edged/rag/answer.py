@@ -7,15 +7,16 @@ from collections.abc import AsyncGenerator, Callable
 import msgspec
 import structlog
 
-from edged.errors import DeadlineError, PromptTooLongError, WorkerError
+from edged.errors import DeadlineError, OutputFormatError, PromptTooLongError, UnanswerableError, WorkerError
 from edged.rag import prompt
-from edged.rag.cite import as_text, check, citation
+from edged.rag.cite import Verdict, as_text, check, citation
 from edged.rag.degrade import MARGIN_SECONDS, Plan, Speed, plan
+from edged.rag.formatted import unsupported
 from edged.rag.retrieve import Retrieval, Retriever, holds_codes, named_codes
 from edged.rag.select import Candidate, select
-from edged.serving.chat import LocalChat
-from edged.serving.pool import ChatPool
-from edged.types import Answer, AnswerEvent, Citation, Delta, Question, Restarted, Step, Timings
+from edged.rag.verify import unsupported_words
+from edged.serving.pool import ChatPool, Lease
+from edged.types import Answer, AnswerEvent, Citation, Delta, OutputFormat, Question, Restarted, Step, Timings
 from edged.workers.protocol import Finished, Piece
 from edged.workers.worker import Lost
 
@@ -48,10 +49,16 @@ class Answerer:
         self.speed = Speed()
         self._log = structlog.get_logger("answer")
 
+    def use(self, settings: Settings, *, near: float) -> None:
+        """From the next question on."""
+        self._settings = settings
+        self._retriever.use_near(near)
+
     async def stream(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
         """Deltas while the model speaks, then exactly one :class:`Answer`. Closing the iterator cancels the work.
 
-        Raises :class:`StoreError`. A missing, busy or dying model degrades the answer instead.
+        Raises :class:`StoreError`. A missing, busy or dying model degrades the answer instead, or, where a format was
+        asked for, is raised as :class:`UnanswerableError` or :class:`OutputFormatError`.
         """
         work = _Work(question)
         retrieval = await self._retriever.retrieve(
@@ -59,41 +66,47 @@ class Answerer:
         )
         work.retrieved(retrieval)
         if not retrieval.near:
+            _need_no_format(question, "no passage is near the question")
             yield self._finish(work.answer("not_found", prompt.NOT_FOUND, (), "no passage is near the question"))
             return
         chosen = plan(
             work.seconds_left(),
             self.speed,
             budget_tokens=self._settings.budget_tokens,
-            max_tokens=question.max_tokens or self._settings.max_tokens,
+            max_tokens=self._chats.restraint.cap(question.max_tokens or self._settings.max_tokens),
         )
         shown = select_citations(question.text, retrieval, chosen.budget_tokens)
         note = "the deadline leaves no time for generation"
         if chosen.step != "passages":
             try:
                 async with (
-                    self._chats.lease() as chat,
+                    self._chats.lease(work.seconds_left()) as chat,
                     contextlib.aclosing(self._generate(chat, work, chosen, shown, retrieval)) as events,
                 ):
                     async for event in events:
                         yield event
             except WorkerError as error:
+                if isinstance(error, OutputFormatError):
+                    raise
                 note = _reason(error)
                 if work.spoken:
                     yield Restarted(note)
             else:
                 return
+        _need_no_format(question, note)
         yield self._finish(work.passages("passages", note))
 
     async def _generate(
-        self, chat: LocalChat, work: "_Work", chosen: Plan, shown: tuple[Citation, ...], retrieval: Retrieval
+        self, chat: Lease, work: "_Work", chosen: Plan, shown: tuple[Citation, ...], retrieval: Retrieval
     ) -> AsyncGenerator[AnswerEvent, None]:
         question = work.question
-        messages = prompt.messages(question.text, shown, question.evidence)
+        messages = prompt.messages(question.text, shown, question.evidence, formatted=question.output is not None)
         left = work.seconds_left()
         generation = chat.generate(
             chat.render(messages),
             max_tokens=chosen.max_tokens,
+            output=question.output,
+            priority=question.priority,
             prefix_segments=chat.prefix_segments(messages),
             deadline_seconds=None if left is None else max(0.0, left - MARGIN_SECONDS),
         )
@@ -110,7 +123,11 @@ class Answerer:
                         work.finished(item, chat.name)
                         self._learn(item)
         text = work.spoken.strip()
+        if question.output is not None:
+            yield self._finish(work.formatted(chosen.step, text, question.output, shown))
+            return
         verdict = check(question.text, text, shown, question.evidence, similarities(retrieval))
+        chat.report(overlap=overlap(text, verdict))
         if not verdict.objection:
             note = "" if chosen.step == "generated" else "a smaller budget of sentences, to meet the deadline"
             yield self._finish(work.answer(chosen.step, text, verdict.citations, note))
@@ -142,6 +159,11 @@ def select_citations(question: str, retrieval: Retrieval, budget_tokens: int) ->
     return tuple(citation(retrieval.passages[each.passage_rank].passage, each.index) for each in chosen)
 
 
+def overlap(text: str, verdict: Verdict) -> float:
+    """The share of an answer's words that its sentences hold; 0 for one that does not stand."""
+    return 0.0 if verdict.objection else 1.0 - unsupported_words(text, [each.text for each in verdict.citations])
+
+
 def similarities(retrieval: Retrieval) -> dict[str, float]:
     """The cosine of each sentence of a retrieval to the question, by sentence id, where vectors exist."""
     return {
@@ -157,6 +179,11 @@ def about_the_codes(question: str, cited: tuple[Citation, ...]) -> tuple[Citatio
     asked = named_codes(question)
     named = [sum(holds_codes([code], [each.text]) for code in asked) for each in cited]
     return tuple(each for each, count in zip(cited, named, strict=True) if count == max(named, default=0))
+
+
+def _need_no_format(question: Question, why: str) -> None:
+    if question.output is not None:
+        raise UnanswerableError(f"there is no answer in the format asked for: {why}")
 
 
 def _reason(error: WorkerError) -> str:
@@ -207,6 +234,19 @@ class _Work:
             self.question.text, select_citations(self.question.text, self._retrieval, PASSAGE_TOKENS)
         )
         return self.answer(step, as_text(best), best, note)
+
+    def formatted(self, step: Step, text: str, output: OutputFormat, shown: tuple[Citation, ...]) -> Answer:
+        """The text in the format asked for. Raises :class:`UnanswerableError` when it was cut off before its end."""
+        assert self._finished is not None
+        if self._finished.reason == "length":
+            raise UnanswerableError(
+                f"the format was not complete after {self._finished.completion_tokens} tokens",
+                hint="raise max_tokens, or ask for less",
+            )
+        missing = unsupported(text, output, [self.question.text, self.question.evidence, *prompt.facts_of(shown)])
+        if missing:
+            return self.answer("unverified", text, shown, f"nothing stands for {', '.join(missing)}")
+        return self.answer(step, text, shown, "")
 
     def answer(self, step: Step, text: str, citations: tuple[Citation, ...], note: str) -> Answer:
         last = self._finished

@@ -3,12 +3,14 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from edged.errors import DocumentNotFoundError, RequestError, WorkerUnavailableError
+from edged.errors import DocumentNotFoundError, EmbedderMismatchError, RequestError
 from edged.rag.chunk import Format, chunk_document
 from edged.rag.retrieve import Embedder, FloatArray
+from edged.serving.pool import EmbedderPool
 from edged.store.knowledge import EmbeddedChunk, KnowledgeStore
 from edged.types import Chunk, DocumentInfo, Ingested
 
@@ -16,12 +18,23 @@ TEXTS_PER_REQUEST = 64
 LONGEST_TITLE_CHARACTERS = 512
 
 
+class Upload(NamedTuple):
+    """A document as it came."""
+
+    collection: str
+    id: str
+    title: str
+    format: Format
+    text: str
+    sha256: str
+
+
 class Library:
     """Adds, lists and removes documents."""
 
-    def __init__(self, store: KnowledgeStore, embedder: Embedder | None) -> None:
+    def __init__(self, store: KnowledgeStore, embedders: EmbedderPool) -> None:
         self._store = store
-        self._embedder = embedder
+        self._embedders = embedders
 
     async def add(
         self, *, collection: str, document_id: str | None, title: str | None, format: str, text: str
@@ -31,27 +44,33 @@ class Library:
         Raises :class:`RequestError` for a text without content, :class:`WorkerError` when it cannot be embedded,
         :class:`StoreError` when it cannot be stored. Nothing is changed then.
         """
-        if self._embedder is None:
-            raise WorkerUnavailableError("there is no embedding model", hint="run 'edged models pull'")
         kind: Format = "markdown" if format == "markdown" else "text"
         title = title or _title(text, kind)
         sha256 = _fingerprint(title, kind, text)
-        document_id = document_id or sha256[:16]
-        if await self._store.is_current(collection, document_id, sha256, self._embedder.identity):
-            return Ingested(document=await self.get(collection, document_id), outcome="unchanged")
-        chunks = chunk_document(text, kind)
-        if not chunks:
-            raise RequestError(f"document '{document_id}' has no text to index", hint="send text with words in it")
-        return await self._store.put(
-            collection=collection,
-            document_id=document_id,
-            title=title,
-            format=kind,
-            text=text,
-            sha256=sha256,
-            embedder=self._embedder.identity,
-            chunks=await embed_chunks(self._embedder, title, chunks),
-        )
+        document = Upload(collection, document_id or sha256[:16], title, kind, text, sha256)
+        try:
+            return await self._put(document)
+        except EmbedderMismatchError:  # the embedder was exchanged meanwhile
+            return await self._put(document)
+
+    async def _put(self, document: "Upload") -> Ingested:
+        async with self._embedders.lease() as embedder:
+            place, sha256 = (document.collection, document.id), document.sha256
+            if await self._store.is_current(*place, sha256, embedder.identity):
+                return Ingested(document=await self.get(*place), outcome="unchanged")
+            chunks = chunk_document(document.text, document.format)
+            if not chunks:
+                raise RequestError(f"document '{document.id}' has no text to index", hint="send text with words in it")
+            return await self._store.put(
+                collection=document.collection,
+                document_id=document.id,
+                title=document.title,
+                format=document.format,
+                text=document.text,
+                sha256=sha256,
+                embedder=embedder.identity,
+                chunks=await embed_chunks(embedder, document.title, chunks),
+            )
 
     async def remove(self, collection: str, document_id: str) -> None:
         """Forget a document. Raises :class:`DocumentNotFoundError`."""

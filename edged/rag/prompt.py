@@ -13,14 +13,22 @@ from edged.types import Citation
 SYSTEM = (
     "Answer the question from the facts given. Use their own words, numbers and units. Answer in one short sentence."
 )
+SYSTEM_FORMATTED = (
+    "Fill in the answer to the question from the facts given. Use their own words, numbers and units. Be brief."
+)
 NOT_FOUND = "Not in the documents."
 
 
-def messages(question: str, cited: Sequence[Citation], evidence: str = "") -> list[tuple[str, str]]:
+def messages(
+    question: str, cited: Sequence[Citation], evidence: str = "", *, formatted: bool = False
+) -> list[tuple[str, str]]:
     """Chat messages (role, content): the fixed instruction, then facts, then what the event itself says."""
     facts = "\n".join(f"- {fact}" for fact in facts_of(cited))
     reading = f"\nReading: {evidence}" if evidence else ""
-    return [("system", SYSTEM), ("user", f"Facts:\n{facts}{reading}\nQuestion: {question}")]
+    return [
+        ("system", SYSTEM_FORMATTED if formatted else SYSTEM),
+        ("user", f"Facts:\n{facts}{reading}\nQuestion: {question}"),
+    ]
 
 
 def facts_of(cited: Sequence[Citation]) -> list[str]:

@@ -10,9 +10,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edged.errors import WorkerError
+from edged.errors import EmbedderMismatchError, WorkerError
 from edged.rag.fuse import fuse
 from edged.rag.verify import unsupported_words, verify
+from edged.serving.pool import EmbedderPool
 from edged.store.keywords import codes
 from edged.store.knowledge import KnowledgeStore, StoredPassage
 
@@ -60,9 +61,13 @@ class Retrieval(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class Retriever:
     """Hybrid search over the knowledge store; without an embedder, by keywords alone."""
 
-    def __init__(self, store: KnowledgeStore, embedder: Embedder | None, *, near: float) -> None:
+    def __init__(self, store: KnowledgeStore, embedders: EmbedderPool, *, near: float) -> None:
         self._store = store
-        self._embedder = embedder
+        self._embedders = embedders
+        self._near = near
+
+    def use_near(self, near: float) -> None:
+        """From the next question on."""
         self._near = near
 
     async def retrieve(
@@ -74,10 +79,10 @@ class Retriever:
         """
         started = time.monotonic()
         patience = EMBED_PATIENCE_SECONDS if seconds_left is None else min(EMBED_PATIENCE_SECONDS, seconds_left / 2)
-        vector = await self._embed(question, patience)
-        embedded = time.monotonic()
-        ranked = await self.rank(question, vector, collection)
-        passages = await self._store.passages(ranked.ids[:limit])
+        try:
+            vector, ranked, passages, embedded = await self._find(question, collection, limit, patience)
+        except EmbedderMismatchError:  # it was exchanged in this moment
+            vector, ranked, passages, embedded = await self._find(question, collection, limit, patience)
         similarities = tuple(_similarities(passage, vector) for passage in passages)
         return Retrieval(
             passages=tuple(passages),
@@ -87,16 +92,30 @@ class Retriever:
             retrieve_ms=(time.monotonic() - embedded) * 1e3,
         )
 
-    async def rank(self, question: str, vector: FloatArray | None, collection: str) -> "Ranking":
-        """Chunk ids by each method and fused, best first."""
+    async def _find(
+        self, question: str, collection: str, limit: int, patience_seconds: float
+    ) -> tuple[FloatArray | None, "Ranking", list[StoredPassage], float]:
+        """The question's vector, what was found with it, the best of that, and when the vector was there."""
+        vector, embedder = await self._embed(question, patience_seconds)
+        embedded = time.monotonic()
+        ranked = await self.rank(question, vector, collection, embedder=embedder)
+        return vector, ranked, await self._store.passages(ranked.ids[:limit], embedder=embedder), embedded
+
+    async def rank(
+        self, question: str, vector: FloatArray | None, collection: str, *, embedder: str | None = None
+    ) -> "Ranking":
+        """Chunk ids by each method and fused, best first.
+
+        Raises :class:`EmbedderMismatchError` when ``embedder``, who made the vector, is not in use.
+        """
         found = await self._store.keyword(collection, question, RANKED_PER_METHOD)
         by_keyword = tuple(chunk_id for chunk_id, _ in found)
         if vector is None:
             return Ranking(by_keyword, by_keyword=by_keyword)
-        nearest = await self._store.nearest(collection, vector, RANKED_PER_METHOD)
+        nearest = await self._store.nearest(collection, vector, RANKED_PER_METHOD, embedder=embedder)
         by_vector = tuple(chunk_id for chunk_id, _ in nearest)
         by_sentence = by_best_sentence(
-            vector, await self._store.passages(tuple(dict.fromkeys((*by_keyword, *by_vector))))
+            vector, await self._store.passages(tuple(dict.fromkeys((*by_keyword, *by_vector))), embedder=embedder)
         )
         return Ranking(
             tuple(fuse([(1.0, by_keyword), (1.0, by_vector), (1.0, by_sentence)])),
@@ -105,14 +124,13 @@ class Retriever:
             best_cosine=nearest[0][1] if nearest else None,
         )
 
-    async def _embed(self, question: str, patience_seconds: float) -> FloatArray | None:
-        if self._embedder is None:
-            return None
+    async def _embed(self, question: str, patience_seconds: float) -> tuple[FloatArray | None, str | None]:
+        """The question's vector and who made it."""
         try:
-            async with asyncio.timeout(patience_seconds):
-                return await self._embedder.embed_question(question)
+            async with asyncio.timeout(patience_seconds), self._embedders.lease() as embedder:
+                return await embedder.embed_question(question), embedder.identity
         except (WorkerError, TimeoutError):
-            return None  # the worker's condition is in /health; keywords still find most of it
+            return None, None  # the worker's condition is in /health; keywords still find most of it
 
     def _is_near(
         self,

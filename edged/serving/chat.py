@@ -15,7 +15,7 @@ class LocalChat:
 
     def __init__(self, worker: Worker, template: ChatTemplate, name: str) -> None:
         self.worker = worker
-        self._template = template
+        self.template = template
         self._name = name
 
     @property
@@ -23,14 +23,19 @@ class LocalChat:
         """The model's identity, as answers show it."""
         return self._name
 
+    @property
+    def fair_tokens(self) -> int:
+        """How long an answer may get that nobody limited: a sequence's share of the context."""
+        return self.worker.settings.context_tokens // self.worker.settings.sequences
+
     def render(self, messages: Messages) -> list[Segment]:
         """Chat messages (role, content) as a prompt; contents are never special."""
-        return self._template.render(messages)
+        return self.template.render(messages)
 
     def prefix_segments(self, messages: Messages) -> int:
         """How many leading segments of the rendered prompt do not depend on what follows the first message."""
-        here = self.render(messages)
-        elsewhere = self.render([messages[0], ("user", "\0")])
+        here = self.template.render(messages)
+        elsewhere = self.template.render([messages[0], ("user", "\0")])
         differs = (index for index, pair in enumerate(zip(here, elsewhere, strict=False)) if pair[0] != pair[1])
         return next(differs, 0)
 
@@ -46,14 +51,15 @@ class LocalChat:
         prefix_segments: int = 0,
         keep: bool = False,
         deadline_seconds: float | None = None,
+        templated: bool = True,
     ) -> AsyncGenerator[Piece | Lost | Finished, None]:
-        """As :meth:`Worker.generate`; the template's own stop strings are added."""
+        """As :meth:`Worker.generate`; to a ``templated`` prompt the template's own stop strings are added."""
         return self.worker.generate(
             prompt,
             max_tokens=max_tokens,
             sampling=sampling,
             output=output,
-            stop=(*self._template.stop, *stop),
+            stop=(*self.template.stop, *stop) if templated else stop,
             priority=priority,
             prefix_segments=prefix_segments,
             keep=keep,

@@ -18,6 +18,10 @@ class LocalEmbedder:
     def identity(self) -> str:
         return self._identity
 
+    async def embed_plain(self, texts: Sequence[str]) -> tuple[FloatArray, int]:
+        """The texts without any prefix: shape (texts, dimensions), and how many tokens they had together."""
+        return await self.worker.embed_counted(texts)
+
     async def embed_question(self, text: str) -> FloatArray:
         """Shape (dimensions,)."""
         vectors = await self.worker.embed([self._prefixes.query + text])

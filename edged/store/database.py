@@ -92,6 +92,11 @@ class Database:
         self._refuse_when_closed()
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
+    async def answer(self) -> None:
+        """Return once the writer and a reader have answered; nothing is written. Raises :class:`StoreError`."""
+        await self.write(lambda _connection: None)
+        await self.read(lambda connection: connection.execute("PRAGMA schema_version").fetchone())
+
     async def check(self) -> list[str]:
         """What SQLite finds wrong with the file, one sentence each; empty when it is intact. Reads every page."""
         return await self.read(_integrity)

@@ -43,6 +43,14 @@ class StoredPassage(msgspec.Struct, frozen=True, eq=False):
     sentence_vectors: FloatArray | None
 
 
+class StoredChunk(msgspec.Struct, frozen=True):
+    """A chunk as it was embedded: ``title`` is its document's."""
+
+    id: int
+    title: str
+    chunk: Chunk
+
+
 class _Document(NamedTuple):
     collection: str
     id: str
@@ -101,6 +109,11 @@ class KnowledgeStore:
         """Open or create the file. Vectors are searched once :meth:`use_embedder` has said whose."""
         return cls(await Database.open(path, files("edged.store") / "migrations"))
 
+    @property
+    def database(self) -> Database:
+        """knowledge.db itself, for those who ask how it is."""
+        return self._database
+
     async def use_embedder(self, identity: str, dimensions: int) -> int:
         """Search the vectors of this embedder only, from now on, and take documents only with such.
 
@@ -108,6 +121,8 @@ class KnowledgeStore:
         """
 
         def load(connection: sqlite3.Connection) -> tuple[_Vectors, int]:
+            if _meta(connection, _IN_USE) != identity:  # a start on a full disk writes nothing
+                _set_meta(connection, _IN_USE, identity)
             vectors = _load(connection, identity, dimensions)
             return vectors, _one(connection, "SELECT count(*) FROM chunks") - len(vectors)
 
@@ -150,6 +165,7 @@ class KnowledgeStore:
         document = _Document(collection, document_id, title, format, text, sha256, embedder, chunks)
 
         def work(connection: sqlite3.Connection) -> tuple[Ingested, _Change]:
+            _check_embedder(document, _meta(connection, _IN_USE))
             _check_vectors(document, self._vectors)
             return _replace_document(connection, document, self._clock())
 
@@ -194,15 +210,20 @@ class KnowledgeStore:
 
         return await self._database.read(work)
 
-    async def nearest(self, collection: str, vector: FloatArray, limit: int) -> list[tuple[int, float]]:
+    async def nearest(
+        self, collection: str, vector: FloatArray, limit: int, *, embedder: str | None = None
+    ) -> list[tuple[int, float]]:
         """Up to ``limit`` (chunk id, cosine) nearest to the unit ``vector``, (dimensions,), best first.
 
         Empty for an unknown collection, or before an embedder is in use.
-        Raises :class:`EmbedderMismatchError` when the vector has other dimensions than the embedder in use.
+        Raises :class:`EmbedderMismatchError` when the vector has other dimensions than the embedder in use, or was made
+        by another ``embedder``.
         """
         vectors = self._vectors
         if vectors is None:
             return []
+        if embedder is not None:
+            _require(embedder, vectors.embedder)
         if vector.shape != (vectors.dimensions,):
             raise EmbedderMismatchError(
                 f"the question's vector has shape {vector.shape}, {vectors.embedder} makes ({vectors.dimensions},)",
@@ -220,12 +241,18 @@ class KnowledgeStore:
         query = match_query(question)
         return await self._database.read(lambda connection: _keyword(connection, collection, query, limit))
 
-    async def passages(self, chunk_ids: Sequence[int]) -> list[StoredPassage]:
-        """The chunks in the order asked; those gone meanwhile are left out."""
-        embedder = self._vectors.embedder if self._vectors is not None else None
+    async def passages(self, chunk_ids: Sequence[int], *, embedder: str | None = None) -> list[StoredPassage]:
+        """The chunks in the order asked; those gone meanwhile are left out. Their vectors are of the embedder in use.
+
+        Raises :class:`EmbedderMismatchError` when that is not ``embedder``.
+        """
+        in_memory = self._vectors.embedder if self._vectors is not None else None
 
         def work(connection: sqlite3.Connection) -> list[StoredPassage]:
-            found = {passage.passage.chunk_id: passage for passage in _passages(connection, chunk_ids, embedder)}
+            if embedder is not None:
+                _require(embedder, _meta(connection, _IN_USE))
+            passages = _passages(connection, chunk_ids, embedder or in_memory)
+            found = {passage.passage.chunk_id: passage for passage in passages}
             return [found[chunk_id] for chunk_id in chunk_ids if chunk_id in found]
 
         return await self._database.read(work)
@@ -237,6 +264,73 @@ class KnowledgeStore:
             return _one(connection, "SELECT count(*) FROM documents"), _one(connection, "SELECT count(*) FROM chunks")
 
         return await self._database.read(work)
+
+    # --- another embedder --------------------------------------------------------------------------
+
+    async def begin_staging(self, embedder: str) -> tuple[int, int]:
+        """Make room for the vectors of a candidate embedder; those of an earlier candidate are dropped.
+
+        Returns how many chunks it has embedded already, before a restart, and how many there are.
+        """
+
+        def work(connection: sqlite3.Connection) -> tuple[int, int]:
+            connection.execute("DELETE FROM staged_vectors WHERE embedder <> ?", (embedder,))
+            return _staged(connection, embedder)
+
+        return await self._database.write(work)
+
+    async def newest_chunk(self) -> int:
+        """The highest chunk id there is; 0 for none."""
+        return await self._database.read(lambda connection: _one(connection, "SELECT ifnull(max(id), 0) FROM chunks"))
+
+    async def unstaged(self, embedder: str, limit: int, *, after: int = 0, up_to: int) -> list[StoredChunk]:
+        """Chunks that the candidate has not embedded yet, by id: above ``after`` and no higher than ``up_to``."""
+        return await self._database.read(lambda connection: list(_unstaged(connection, embedder, after, up_to, limit)))
+
+    async def stage(self, embedder: str, embedded: Sequence[tuple[int, EmbeddedChunk]]) -> tuple[int, int]:
+        """Keep vectors of the candidate, by chunk id; chunks that went meanwhile are left out. Returns as
+        :meth:`begin_staging` does."""
+
+        def work(connection: sqlite3.Connection) -> tuple[int, int]:
+            for chunk_id, vectors in embedded:
+                _stage(connection, chunk_id, embedder, vectors)
+            return _staged(connection, embedder)
+
+        return await self._database.write(work)
+
+    async def drop_staged(self) -> None:
+        """Forget what candidates have embedded."""
+        await self._database.write(lambda connection: connection.execute("DELETE FROM staged_vectors"))
+
+    async def switch_embedder(self, identity: str, dimensions: int) -> int:
+        """Use the candidate's vectors in place of all others, in one transaction: a search sees those of one embedder.
+
+        Returns how many chunks it has not embedded yet; with any, nothing is changed.
+        """
+
+        def work(connection: sqlite3.Connection) -> tuple[_Vectors | None, int]:
+            done, chunks = _staged(connection, identity)
+            if done < chunks:
+                return None, chunks - done
+            _switch(connection, identity)
+            return _load(connection, identity, dimensions), 0
+
+        def follow(result: tuple[_Vectors | None, int]) -> None:
+            if result[0] is not None:
+                self._vectors = result[0]
+
+        _, missing = await self._database.write(work, on_commit=follow)
+        return missing
+
+    async def switched_to(self) -> str | None:
+        """The embedder of a switch that nobody has said to be noted elsewhere."""
+        return await self._database.read(lambda connection: _meta(connection, _SWITCHED_TO))
+
+    async def switch_noted(self) -> None:
+        """The switch is known elsewhere, and need not be remembered here."""
+        await self._database.write(
+            lambda connection: connection.execute("DELETE FROM meta WHERE key = ?", (_SWITCHED_TO,))
+        )
 
     async def check(self) -> list[str]:
         """What is wrong with the file, its keyword index or the vectors in memory; empty when all is well."""
@@ -302,16 +396,21 @@ def _load(connection: sqlite3.Connection, embedder: str, dimensions: int) -> _Ve
     return vectors
 
 
-def _check_vectors(document: _Document, vectors: _Vectors | None) -> None:
-    if vectors is None or document.embedder != vectors.embedder:
-        used = vectors.embedder if vectors is not None else None
+def _check_embedder(document: _Document, in_use: str | None) -> None:
+    """A switch may stand in the same transaction, before the vectors in memory have followed it."""
+    if document.embedder != in_use:
         raise EmbedderMismatchError(
-            f"'{document.id}' was embedded by {document.embedder}, in use is {used or 'none'}",
+            f"'{document.id}' was embedded by {document.embedder}, in use is {in_use or 'none'}",
             hint="embed the document again with the embedder in use",
             document=document.id,
             embedder=document.embedder,
-            in_use=used,
+            in_use=in_use,
         )
+
+
+def _check_vectors(document: _Document, vectors: _Vectors | None) -> None:
+    _check_embedder(document, vectors.embedder if vectors is not None else None)
+    assert vectors is not None
     for embedded in document.chunks:
         _check_shape(embedded, vectors.dimensions, document)
 
@@ -341,6 +440,80 @@ def _packed(array: FloatArray, dtype: str) -> bytes:
 def _unpacked_halves(blob: bytes, dimensions: int) -> FloatArray:
     halves: NDArray[np.float16] = np.frombuffer(blob, "<f2")
     return halves.reshape(-1, dimensions).astype(np.float32)
+
+
+# --- another embedder ------------------------------------------------------------------------------
+
+_IN_USE = "embedder_in_use"
+_SWITCHED_TO = "embedder_switched_to"
+
+
+def _meta(connection: sqlite3.Connection, key: str) -> str | None:
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _set_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+
+
+def _require(embedder: str, in_use: str | None) -> None:
+    if embedder != in_use:
+        raise EmbedderMismatchError(
+            f"the question was embedded by {embedder}, in use is {in_use or 'none'}", embedder=embedder, in_use=in_use
+        )
+
+
+def _staged(connection: sqlite3.Connection, embedder: str) -> tuple[int, int]:
+    done = _one(connection, "SELECT count(*) FROM staged_vectors WHERE embedder = ?", (embedder,))
+    return done, _one(connection, "SELECT count(*) FROM chunks")
+
+
+def _unstaged(
+    connection: sqlite3.Connection, embedder: str, after: int, up_to: int, limit: int
+) -> Iterator[StoredChunk]:
+    rows = connection.execute(
+        """
+        SELECT k.id, d.title, k.ordinal, k.headings, k.sentences FROM chunks AS k
+        JOIN documents AS d ON d.collection_id = k.collection_id AND d.id = k.document_id
+        WHERE k.id > ? AND k.id <= ?
+          AND NOT EXISTS (SELECT 1 FROM staged_vectors AS s WHERE s.chunk_id = k.id AND s.embedder = ?)
+        ORDER BY k.id LIMIT ?
+        """,
+        (after, up_to, embedder, limit),
+    )
+    for chunk_id, title, ordinal, headings, sentences in rows:
+        yield StoredChunk(chunk_id, title, Chunk(ordinal, tuple(json.loads(headings)), _sentences(sentences)))
+
+
+def _stage(connection: sqlite3.Connection, chunk_id: int, embedder: str, embedded: EmbeddedChunk) -> None:
+    connection.execute(
+        """
+        INSERT OR REPLACE INTO staged_vectors (chunk_id, embedder, dimensions, vector, sentence_vectors)
+        SELECT id, ?, ?, ?, ? FROM chunks WHERE id = ?
+        """,
+        (
+            embedder,
+            len(embedded.vector),
+            _packed(embedded.vector, "<f4"),
+            _packed(embedded.sentence_vectors, "<f2"),
+            chunk_id,
+        ),
+    )
+
+
+def _switch(connection: sqlite3.Connection, identity: str) -> None:
+    connection.execute("DELETE FROM vectors")
+    connection.execute(
+        "INSERT INTO vectors (chunk_id, embedder, dimensions, vector, sentence_vectors)"
+        " SELECT chunk_id, embedder, dimensions, vector, sentence_vectors FROM staged_vectors"
+        " WHERE embedder = ?",
+        (identity,),
+    )
+    connection.execute("DELETE FROM staged_vectors")
+    connection.execute("UPDATE documents SET embedder = ?", (identity,))
+    _set_meta(connection, _IN_USE, identity)
+    _set_meta(connection, _SWITCHED_TO, identity)
 
 
 # --- documents -------------------------------------------------------------------------------------

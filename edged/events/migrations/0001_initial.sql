@@ -10,13 +10,14 @@ CREATE TABLE events (
     reply_topic TEXT NOT NULL,
     correlation BLOB,
     received_at REAL NOT NULL,     -- Unix time, seconds, as all times here
+    urgent_at   REAL NOT NULL,     -- the smallest goes first
     answer_by   REAL,
     expires_at  REAL,
     outcome     TEXT,
     closed_at   REAL
 ) STRICT;
 
-CREATE INDEX events_open ON events (seq) WHERE outcome IS NULL;
+CREATE INDEX events_open ON events (urgent_at, seq) WHERE outcome IS NULL;
 CREATE INDEX events_closed ON events (closed_at) WHERE outcome IS NOT NULL;
 CREATE INDEX events_delivery ON events (delivery) WHERE delivery IS NOT NULL;
 

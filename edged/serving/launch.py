@@ -1,0 +1,159 @@
+"""From a model's name to a worker that serves it: the file, its settings, its process."""
+
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edged.config import Chat, Config, Embed
+from edged.errors import ModelError
+from edged.models import memory
+from edged.models.catalog import Catalog
+from edged.models.gguf import GgufHeader, read_header
+from edged.models.manifest import Prefixes, TemplateSource
+from edged.models.rollout import Role
+from edged.models.template import ChatTemplate
+from edged.workers.process import ENGINE_COMMAND
+from edged.workers.protocol import WorkerSettings
+from edged.workers.state import KeepWarm, WorkerState
+from edged.workers.worker import Worker
+
+EMBED_BATCH_TOKENS = 1024
+
+OnLaunch = Callable[[Role, int, int], Awaitable[None]]
+"""Told of a worker's process before it loads its model: its role, its id, the bytes it will need."""
+
+
+async def unconfined(_role: Role, _pid: int, _needed_bytes: int) -> None:
+    """Leave it where it is."""
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A model file that is there, with what its manifest and its header say. ``asked`` is how it was called for."""
+
+    asked: str
+    path: Path
+    header: GgufHeader
+    identity: str
+    template: ChatTemplate | None
+    prefixes: Prefixes
+
+    @property
+    def name(self) -> str:
+        return self.identity.partition("@")[0]
+
+
+class Launcher:
+    """Finds models and makes their workers as the configuration says."""
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        threads: Mapping[Role, int],
+        *,
+        command: Sequence[str] = ENGINE_COMMAND,
+        on_launch: OnLaunch = unconfined,
+    ) -> None:
+        """``threads`` are how many a worker computes with; ``command`` starts its process."""
+        self._config = config
+        self._catalog = catalog
+        self._threads = threads
+        self._command = command
+        self._on_launch = on_launch
+
+    def configured(self, role: Role) -> str:
+        """What the configuration names: a file's path or a name in the catalogue."""
+        section = self._section(role)
+        return str(section.path) if section.path is not None else section.model
+
+    def find(self, role: Role, name: str) -> Model:
+        """A model by its name in the catalogue, or by path where that is what is configured. Blocks.
+
+        Raises :class:`ModelError`: unknown, not installed, broken, or of the other kind.
+        """
+        path = Path(name) if name == str(self._section(role).path) else None
+        info = None if path is not None else self._catalog.info(name)
+        if info is not None and info.kind != role:
+            raise ModelError(
+                f"'{name}' is of the kind {info.kind}, not {role}",
+                hint="activate embedding models with --embed, chat models without",
+            )
+        file = path if path is not None else self._catalog.path(name)
+        header = read_header(file)
+        source: TemplateSource = "gguf" if header.chat_template else "plain"
+        return Model(
+            asked=name,
+            path=file,
+            header=header,
+            identity=self._catalog.identity(name if path is None else path),
+            template=ChatTemplate.of(info.template if info else source, header) if role == "chat" else None,
+            prefixes=info.prefixes if info else Prefixes(),
+        )
+
+    def verify(self, model: Model) -> None:
+        """Read the whole file again; it blocks. Raises :class:`ChecksumError` or :class:`GgufError` for a wrong one."""
+        if model.path not in (self._config.chat.path, self._config.embed.path):
+            self._catalog.verify(model.name)
+
+    def need(self, role: Role, model: Model) -> memory.Need:
+        """The memory its worker will take."""
+        settings = self.settings(role, model)
+        return memory.need(
+            model.header,
+            context_tokens=settings.context_tokens,
+            batch_tokens=settings.batch_tokens,
+            sequences=settings.sequences,
+            prefix_cache_bytes=settings.prefix_cache_bytes,
+        )
+
+    def worker(
+        self, role: Role, model: Model, *, on_state: Callable[[WorkerState, str], None], beside: bool = False
+    ) -> Worker:
+        """A worker for the model, not yet started. Two of a role at a time have sockets of their own: ``beside``."""
+        section = self._section(role)
+        needed_bytes = self.need(role, model).total
+        return Worker(
+            self.settings(role, model),
+            self._config.run_dir / f"worker-{role}{'-2' if beside else ''}.sock",
+            on_state=on_state,
+            command=self._command,
+            on_spawn=functools.partial(self._launched, role, needed_bytes),
+            keep_warm=KeepWarm(section.keep_warm, section.idle_seconds),
+        )
+
+    async def _launched(self, role: Role, needed_bytes: int, pid: int) -> None:
+        await self._on_launch(role, pid, needed_bytes)
+
+    def settings(self, role: Role, model: Model) -> WorkerSettings:
+        """What the worker is told."""
+        section = self._section(role)
+        if isinstance(section, Chat):
+            return WorkerSettings(
+                kind="chat",
+                model=str(model.path),
+                identity=model.identity,
+                threads=self._threads[role],
+                context_tokens=section.context_tokens,
+                sequences=section.sequences,
+                batch_tokens=section.batch_tokens,
+                queue_limit=section.queue_limit,
+                prefix_cache_bytes=section.prefix_cache_bytes,
+                snapshots=str(self._config.prefixes_dir),
+                load_mode=section.load_mode,
+                gpu_layers=section.gpu_layers,
+            )
+        return WorkerSettings(
+            kind="embed",
+            model=str(model.path),
+            identity=model.identity,
+            threads=self._threads[role],
+            batch_tokens=EMBED_BATCH_TOKENS,
+            queue_limit=section.queue_limit,
+            load_mode=section.load_mode,
+            gpu_layers=section.gpu_layers,
+        )
+
+    def _section(self, role: Role) -> Chat | Embed:
+        return self._config.chat if role == "chat" else self._config.embed
