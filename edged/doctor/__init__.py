@@ -1,0 +1,1 @@
+"""``edged doctor``: what on this device keeps edged from working well, each with its fix."""

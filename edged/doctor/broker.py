@@ -1,0 +1,205 @@
+"""Check of the broker: whether it admits edged, and what it grants.
+
+A client id of its own leaves the daemon's session alone. The session that is asked for ends with the connection.
+mosquitto does not tell when it shortens one (``persistent_client_expiration``; eclipse-mosquitto/mosquitto issue 3616).
+"""
+
+import ssl
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edged.config import Mqtt, split_broker_url
+from edged.doctor.device import Device
+from edged.doctor.finding import Finding, fail, ok, skip, warn
+
+ANSWER_SECONDS = 3.0
+STEP_SECONDS = 0.2
+
+# MQTT 5.0, section 3.2.2.2; paho gives the codes of 3.1.1 the same numbers
+UNSUPPORTED_VERSION = 132
+BAD_CREDENTIALS = 134
+NOT_AUTHORISED = 135
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """The broker's answer to CONNECT. ``code`` 0 admits; limits that it does not name are the protocol's."""
+
+    version: str
+    code: int
+    reason: str = ""
+    session_expiry_seconds: int | None = None
+    maximum_packet_bytes: int | None = None
+    maximum_qos: int = 2
+    has_retain: bool = True
+
+
+class Broker(msgspec.Struct, frozen=True):
+    """``reply`` is None without an answer; ``error`` then says why."""
+
+    settings: Mqtt
+    reply: Reply | None
+    error: str = ""
+
+
+def read_broker(device: Device) -> Broker:
+    """Tries as the daemon does: MQTT 5, then 3.1.1 where the setting leaves it open."""
+    settings = device.config.mqtt
+    if not settings.enabled:
+        return Broker(settings, None)
+    versions = ["5", "3.1.1"] if settings.protocol == "auto" else [settings.protocol]
+    try:
+        for version in versions:
+            reply = _connect(settings, version)
+            if reply is not None and reply.code != UNSUPPORTED_VERSION:
+                return Broker(settings, reply)
+    except UnicodeDecodeError:
+        return Broker(settings, None, f"{settings.password_file} is no UTF-8 text")
+    except OSError as error:  # no connection, or a file of the credentials that cannot be used
+        file = f"{error.filename}: " if error.filename else ""
+        return Broker(settings, None, f"{file}{error.strerror or error}")
+    return Broker(settings, None, f"it accepts a connection, but does not answer in MQTT {' or '.join(versions)}")
+
+
+def _connect(settings: Mqtt, version: str) -> Reply | None:
+    replies: list[Reply] = []
+
+    def connected(_client: paho.Client, _data: object, _flags: object, code: ReasonCode, given: object) -> None:
+        replies.append(_reply(version, code, given))
+
+    client = _client(settings, version)
+    client.on_connect = connected
+    _open(client, settings, version)
+    try:
+        until = time.monotonic() + ANSWER_SECONDS
+        while not replies and time.monotonic() < until:
+            if client.loop(STEP_SECONDS) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                break
+    finally:
+        _leave(client, version)
+    return replies[0] if replies else None
+
+
+def _client(settings: Mqtt, version: str) -> paho.Client:
+    client = paho.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=f"{settings.client_id}-doctor",
+        protocol=MQTTProtocolVersion.MQTTv5 if version == "5" else MQTTProtocolVersion.MQTTv311,
+        clean_session=None if version == "5" else True,
+        reconnect_on_failure=False,
+    )
+    client.connect_timeout = ANSWER_SECONDS
+    if settings.username is not None:
+        file = settings.password_file
+        password = None if file is None else file.read_text(encoding="utf-8").rstrip("\r\n")
+        client.username_pw_set(settings.username, password)
+    if split_broker_url(settings.url)[2]:
+        context = ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
+        if settings.cert_file is not None:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+        client.tls_set_context(context)
+    return client
+
+
+def _open(client: paho.Client, settings: Mqtt, version: str) -> None:
+    host, port, _ = split_broker_url(settings.url)
+    if version == "5":
+        asked = Properties(PacketTypes.CONNECT)
+        asked.SessionExpiryInterval = settings.session_expiry_seconds
+        client.connect(host, port, keepalive=settings.keepalive_seconds, clean_start=True, properties=asked)
+    else:
+        client.connect(host, port, keepalive=settings.keepalive_seconds)
+
+
+def _leave(client: paho.Client, version: str) -> None:
+    if version == "5":
+        forget = Properties(PacketTypes.DISCONNECT)
+        forget.SessionExpiryInterval = 0
+        client.disconnect(properties=forget)
+    else:
+        client.disconnect()
+    client.loop(STEP_SECONDS)
+
+
+def _reply(version: str, code: ReasonCode, given: Any) -> Reply:
+    return Reply(
+        version=version,
+        code=code.value if code.is_failure else 0,
+        reason=str(code),
+        session_expiry_seconds=getattr(given, "SessionExpiryInterval", None),
+        maximum_packet_bytes=getattr(given, "MaximumPacketSize", None),
+        maximum_qos=getattr(given, "MaximumQoS", 2),
+        has_retain=bool(getattr(given, "RetainAvailable", 1)),
+    )
+
+
+def judge_broker(facts: Broker) -> Finding:
+    settings, reply = facts.settings, facts.reply
+    if not settings.enabled:
+        return skip("mqtt.enabled = false")
+    if reply is None:
+        fix = "sudo systemctl enable --now mosquitto, if it is to run here; else correct mqtt.url and the [mqtt] files"
+        return fail(f"{settings.url}: {facts.error}", fix)
+    if reply.code:
+        return _judge_refusal(settings, reply)
+    return _judge_grants(settings, reply)
+
+
+def _judge_refusal(settings: Mqtt, reply: Reply) -> Finding:
+    if reply.code in (BAD_CREDENTIALS, NOT_AUTHORISED):
+        if settings.username is None:
+            what = f"{settings.url} admits nobody without a user name ({reply.reason})"
+            return fail(what, "set mqtt.username and mqtt.password_file")
+        what = f"{settings.url} does not accept the user '{settings.username}' with this password ({reply.reason})"
+        return fail(
+            what,
+            "correct mqtt.username or the text in mqtt.password_file; on the broker: "
+            f"sudo mosquitto_passwd /etc/mosquitto/passwd {settings.username}, then sudo systemctl reload mosquitto",
+        )
+    return fail(
+        f"{settings.url} refuses the connection: {reply.reason}", "see the broker's log: journalctl -u mosquitto"
+    )
+
+
+def _judge_grants(settings: Mqtt, reply: Reply) -> Finding:
+    good = ok(f"MQTT {reply.version} at {settings.url}{_kept_for(settings, reply)}")
+    return next(_lacking(settings, reply), good)
+
+
+def _lacking(settings: Mqtt, reply: Reply) -> Iterator[Finding]:
+    """What edged would want and does not get, the worst first."""
+    if reply.maximum_qos < 1:
+        yield fail(f"{settings.url} takes nothing beyond QoS 0: answers can be lost", "let the broker allow QoS 1")
+    if reply.version == "5" and not settings.session_expiry_seconds:
+        what = "the session ends with each connection: what arrives while edged is away is lost"
+        yield warn(what, "set mqtt.session_expiry_seconds = 604800")
+    granted = reply.session_expiry_seconds
+    if granted is not None and granted < settings.session_expiry_seconds:
+        what = f"the broker keeps the session for {granted} s, not {settings.session_expiry_seconds} s as asked"
+        yield warn(what, "raise the broker's longest session expiry: what arrives after that time is lost")
+    limit = reply.maximum_packet_bytes
+    if limit is not None and limit < settings.max_payload_bytes:
+        what = f"the broker takes packets of {limit} bytes at most: longer answers are not published"
+        yield warn(what, f"set max_packet_size in mosquitto.conf to {2 * settings.max_payload_bytes} or more")
+    if not reply.has_retain:
+        what = "the broker keeps no retained messages: nobody sees edged's status later"
+        yield warn(what, "set retain_available true in mosquitto.conf")
+    if reply.version != "5" and settings.protocol == "auto":
+        what = "the broker speaks MQTT 3.1.1 only: no response topics, and its own idea of how long a session lasts"
+        yield warn(what, "use a broker with MQTT 5: sudo apt-get install mosquitto")
+
+
+def _kept_for(settings: Mqtt, reply: Reply) -> str:
+    if reply.version != "5":
+        return ""
+    seconds = settings.session_expiry_seconds if reply.session_expiry_seconds is None else reply.session_expiry_seconds
+    limit = reply.maximum_packet_bytes
+    packets = "" if limit is None else f", packets to {limit} bytes"
+    return f", session kept for {seconds / 86_400:.1f} days after edged leaves{packets}"

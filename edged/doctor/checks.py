@@ -1,0 +1,181 @@
+"""The table of checks, and how they are carried out: one after the other, because some measure the device.
+
+Each has a thread of its own, so that one that hangs, on a disk or a broker, is left behind when its time is up.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+import msgspec
+
+from edged.config import Config
+from edged.doctor import broker, kernel, models, power, service, storage
+from edged.doctor.device import Daemon, Device, ask_daemon
+from edged.doctor.finding import Finding, Level, skip, warn
+
+DAEMON_SECONDS = 3.0
+CHECK_SECONDS = 10.0  # above what each allows itself
+
+F = TypeVar("F")
+T = TypeVar("T")
+
+
+class Check(msgspec.Struct, frozen=True):
+    """``about`` says what it looks at and when it warns or fails; docs/OPERATIONS.md has it word for word."""
+
+    name: str
+    about: str
+    examine: Callable[[Device], Finding]
+
+
+def _check(name: str, about: str, read: Callable[[Device], F], judge: Callable[[F], Finding]) -> Check:
+    return Check(name, about, lambda device: judge(read(device)))
+
+
+CHECKS: tuple[Check, ...] = (
+    _check(
+        "service",
+        "the systemd unit edged.service, where it is installed; failed is a failure",
+        service.read_unit,
+        service.judge_unit,
+    ),
+    _check(
+        "port",
+        "`http.listen` is free or edged's own; taken by another program is a failure",
+        service.read_port,
+        service.judge_port,
+    ),
+    _check(
+        "broker",
+        "the broker admits edged and grants QoS 1, the session expiry and packet size wanted; refusal is a failure",
+        broker.read_broker,
+        broker.judge_broker,
+    ),
+    _check(
+        "models",
+        "the model files have their checksums; another content is a failure, a missing file a warning",
+        models.read_checksums,
+        models.judge_checksums,
+    ),
+    _check(
+        "memory",
+        "the models' weights, caches and buffers fit into the memory that can be had; without even the weights, which "
+        "can be read again, a failure",
+        models.read_memory,
+        models.judge_memory,
+    ),
+    _check(
+        "build",
+        "llama.cpp can be loaded and uses the instructions that this processor has; unused ones are a warning",
+        models.read_build,
+        models.judge_build,
+    ),
+    _check(
+        "permissions",
+        "home, databases and API key are edged's alone; a key that others read or data they can write is a failure",
+        storage.read_permissions,
+        storage.judge_permissions,
+    ),
+    _check(
+        "space",
+        "free space under the home: a warning below 500 MB, a failure below 50",
+        storage.read_room,
+        storage.judge_room,
+    ),
+    _check(
+        "disk",
+        "the 99th percentile of 100 flushes of 4 KiB in the home: a warning from 20 ms, a failure from 200 ms",
+        storage.read_flushes,
+        storage.judge_flushes,
+    ),
+    _check("swap", "swap on an SD card is a warning", storage.read_swaps, storage.judge_swaps),
+    _check("sqlite", "SQLite is 3.37 or later and has FTS5; else a failure", storage.read_sqlite, storage.judge_sqlite),
+    _check(
+        "memory-cgroup",
+        "cgroup v2 has its memory controller; Raspberry Pi OS starts without it: a warning",
+        kernel.read_memory_cgroup,
+        kernel.judge_memory_cgroup,
+    ),
+    _check("pages", "memory pages of 4 KB; others are a warning", kernel.read_page_size, kernel.judge_page_size),
+    _check(
+        "tracing",
+        "kernel headers, which only the probe needs; without them a warning",
+        kernel.read_tracing,
+        kernel.judge_tracing,
+    ),
+    _check(
+        "clock",
+        "the clock is synchronised, else a warning; a date before 2025 is a failure",
+        kernel.read_clock,
+        kernel.judge_clock,
+    ),
+    _check(
+        "governor",
+        "a frequency governor that keeps cores at their lowest frequency is a warning",
+        power.read_governors,
+        power.judge_governors,
+    ),
+    _check(
+        "heat",
+        "temperatures against the trip points: a warning where the device slows down, by itself or from "
+        "`hardware.throttle_celsius` on, a "
+        "failure 5 degrees below where it switches off",
+        power.read_temperatures,
+        power.judge_temperatures,
+    ),
+    _check(
+        "supply",
+        "the Raspberry Pi's supply voltage: too low now is a failure, earlier since its start a warning",
+        power.read_supply,
+        power.judge_supply,
+    ),
+)
+"""Every check there is, in the order in which they are shown: what concerns edged itself comes first."""
+
+
+def examine(config: Config) -> Iterator[tuple[str, Finding]]:
+    """Carry all checks out on this device; each name with its finding as soon as it is known."""
+    asked = bounded(lambda: ask_daemon(config), DAEMON_SECONDS)
+    silent = Daemon(None, f"who serves there does not answer within {DAEMON_SECONDS:.0f} s")
+    return carry_out(CHECKS, Device(config, asked if isinstance(asked, Daemon) else silent))
+
+
+def carry_out(
+    checks: Sequence[Check], device: Device, *, seconds: float = CHECK_SECONDS
+) -> Iterator[tuple[str, Finding]]:
+    """Each check's finding. One that does not end in time is a warning; a defect in one is said and hides no other."""
+    for check in checks:
+        result = bounded(functools.partial(check.examine, device), seconds)
+        if isinstance(result, Finding):
+            yield check.name, result
+        elif isinstance(result, TimeoutError):
+            what = f"no result within {seconds:.0f} s: what it waits for hangs"
+            yield check.name, warn(what, "sudo dmesg | tail; then try once more")
+        else:
+            yield check.name, skip(f"cannot tell: {type(result).__name__}: {result}")
+
+
+def bounded(work: Callable[[], T], seconds: float) -> T | Exception:
+    """The result of ``work``, the exception that it raised, or ``TimeoutError``: it then goes on, and is forgotten."""
+    future: Future[T | Exception] = Future()
+
+    def settle() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other checks must be heard
+            future.set_result(error)
+
+    threading.Thread(target=settle, name="doctor", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError as error:
+        return error
+
+
+def count(findings: Iterable[Finding]) -> dict[str, int]:
+    """How many findings there are of each level."""
+    found = [finding.level for finding in findings]
+    return {level.value: found.count(level) for level in Level}

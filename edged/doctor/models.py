@@ -1,0 +1,257 @@
+"""Checks of the models and their engine: what llama.cpp was built with, memory, checksums."""
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from edged.config import Config
+from edged.doctor.device import Device
+from edged.doctor.finding import Finding, fail, ok, skip, warn
+from edged.errors import EdgedError
+from edged.hardware.detect import available_memory, cpu_flags
+from edged.hardware.features import CPU_FLAGS, built_with
+from edged.hardware.usage import read_usage
+from edged.models.catalog import Catalog
+from edged.models.gguf import read_header
+from edged.models.manifest import Prefixes
+from edged.models.memory import KEEP_FREE_SHARE
+from edged.models.rollout import ROLES, Role
+from edged.runtime.health import CPU_UNUSED
+from edged.serving.launch import Launcher, Model
+
+MEGABYTE = 1_000_000
+
+# --- build -----------------------------------------------------------------------------------------
+
+SAY_SYSTEM = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+
+
+class Build(msgspec.Struct, frozen=True):
+    """Flags of /proc/cpuinfo, and features of llama.cpp's CPU backend (None: it cannot be loaded)."""
+
+    cpu_flags: frozenset[str]
+    features: tuple[str, ...] | None
+
+
+def read_build(device: Device) -> Build:
+    flags = cpu_flags(device.path("proc/cpuinfo"))
+    status = device.daemon.status
+    if status is not None and status.engine is not None:
+        return Build(flags, tuple(status.engine.backends.get("CPU", ())))
+    said = device.run([sys.executable, "-c", SAY_SYSTEM])  # what does not load, or dies of a wrong build, does so there
+    return Build(flags, None if said is None else built_with(said).get("CPU", ()))
+
+
+def judge_build(facts: Build) -> Finding:
+    if facts.features is None:
+        return fail("llama.cpp cannot be loaded: it is missing, or was built for another processor", CPU_UNUSED.hint)
+    if not facts.features or not facts.cpu_flags:
+        return skip("llama.cpp or the kernel does not say what it has")
+    unused = [name for name, flags in CPU_FLAGS.items() if flags <= facts.cpu_flags and name not in facts.features]
+    if unused:
+        what = f"llama.cpp was built without {', '.join(unused)}, which this processor has: it is slower than need be"
+        return warn(what, CPU_UNUSED.hint)
+    used = [name for name in CPU_FLAGS if name in facts.features]
+    return ok(f"llama.cpp uses what this processor has: {', '.join(used) or 'none of the fast instructions'}")
+
+
+# --- which models ----------------------------------------------------------------------------------
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The model of a role: its file, or what keeps it from being there (``problem`` and ``fix``).
+
+    ``sha256`` is empty for a file that nobody knows the sum of.
+    """
+
+    role: Role
+    name: str
+    path: Path
+    sha256: str = ""
+    problem: str = ""
+    fix: str = ""
+
+
+def choices(device: Device) -> Iterator[Choice]:
+    """Those that the running daemon serves, else the configured ones."""
+    catalog = Catalog(device.config.models_dir, device.config.models_cache_dir)
+    for role in ROLES:
+        name, path = _served(device, role)
+        if path is not None:
+            yield Choice(role, str(path), path)
+            continue
+        try:
+            file, info = catalog.path(name), catalog.info(name)
+        except EdgedError as error:
+            yield Choice(role, name, Path(), problem=error.message, fix=error.hint)
+        else:
+            yield Choice(role, name, file, info.sha256)
+
+
+def _served(device: Device, role: Role) -> tuple[str, Path | None]:
+    """A name in the catalogue, or a path where that is what serves."""
+    section = device.config.chat if role == "chat" else device.config.embed
+    status = device.daemon.status
+    serving = "" if status is None else (status.chat if role == "chat" else status.embed).model.partition("@")[0]
+    if section.path is not None and serving in ("", section.path.stem, str(section.path)):
+        return serving, section.path
+    return serving or section.model, None
+
+
+# --- memory ----------------------------------------------------------------------------------------
+
+SMALLEST_CONTEXT_TOKENS = 256
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that the workers take (``weights`` of them are mapped files), and that they could have.
+
+    ``missing`` are models that are not there. ``kv_per_token`` is of the chat model.
+    """
+
+    needed: int
+    weights: int
+    available: int | None
+    context_tokens: int
+    kv_per_token: int
+    missing: tuple[str, ...] = ()
+
+
+def read_memory(device: Device) -> Memory:
+    launcher = Launcher(device.config, Catalog(Path(), Path(), manifests={}), {"chat": 1, "embed": 1})
+    needed = weights = kv_per_token = 0
+    missing = []
+    for choice in choices(device):
+        model = None if choice.problem else _model(choice)
+        if model is None:
+            missing.append(choice.name)
+            continue
+        need = launcher.need(choice.role, model)
+        needed += need.total
+        weights += need.weights if _is_mapped(device.config, choice.role) else 0
+        kv_per_token += need.kv // device.config.chat.context_tokens if choice.role == "chat" else 0
+    return Memory(
+        needed=needed,
+        weights=weights,
+        available=_available(device, weights),
+        context_tokens=device.config.chat.context_tokens,
+        kv_per_token=kv_per_token,
+        missing=tuple(missing),
+    )
+
+
+def _model(choice: Choice) -> Model | None:
+    try:
+        header = read_header(choice.path)
+    except (EdgedError, OSError):
+        return None  # the check of the checksums says so
+    name = choice.name
+    return Model(asked=name, path=choice.path, header=header, identity=name, template=None, prefixes=Prefixes())
+
+
+def _is_mapped(config: Config, role: Role) -> bool:
+    return (config.chat if role == "chat" else config.embed).load_mode == "mmap"
+
+
+def _available(device: Device, weights: int) -> int | None:
+    """What is free now, and what running workers would give back; pages of mapped files already count as free."""
+    free = available_memory(device.path("sys/fs/cgroup"), device.path("proc/self/cgroup"), device.path("proc/meminfo"))
+    status = device.daemon.status
+    if free is None or status is None:
+        return free
+    pids = [worker.pid for worker in (status.chat, status.embed) if worker.pid is not None]
+    usages = [read_usage(pid, device.path("proc")) for pid in pids]
+    held = sum(usage.resident_bytes for usage in usages if usage is not None)
+    return free + max(0, held - weights)
+
+
+def judge_memory(facts: Memory) -> Finding:
+    if facts.missing:
+        return skip(f"not known without {' and '.join(facts.missing)}: see the line on models")
+    if facts.available is None:
+        return skip("the system does not say how much memory is free")
+    room = int(facts.available * (1 - KEEP_FREE_SHARE))
+    shown = f"the models need {facts.needed / MEGABYTE:.0f} MB, {facts.available / MEGABYTE:.0f} MB can be had"
+    if facts.needed <= room:
+        return ok(shown)
+    fix = _less_memory(facts, facts.needed - room)
+    if facts.needed - facts.weights <= room:
+        return warn(f"{shown}: weights will be read from the disk again and again", fix)
+    return fail(f"{shown}: the kernel will end a worker", fix)
+
+
+def _less_memory(facts: Memory, excess: int) -> str:
+    if facts.kv_per_token:
+        spare = -(-excess // facts.kv_per_token)
+        left = (facts.context_tokens - spare) // SMALLEST_CONTEXT_TOKENS * SMALLEST_CONTEXT_TOKENS
+        if left >= SMALLEST_CONTEXT_TOKENS:
+            return f"set chat.context_tokens = {left} (now {facts.context_tokens}), or end other programs"
+    return "set chat.model to a smaller one ('edged models list' shows sizes), or end other programs"
+
+
+# --- checksums -------------------------------------------------------------------------------------
+
+READ_SECONDS = 5.0
+READ_BYTES = 1 << 20
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """A model's file against its sum. ``found`` is None when it was not read to its end in time."""
+
+    name: str
+    expected: str
+    found: str | None
+    problem: str = ""
+    fix: str = ""
+
+
+def read_checksums(device: Device) -> tuple[Checked, ...]:
+    until = time.monotonic() + READ_SECONDS
+    return tuple(_checked(choice, until) for choice in choices(device))
+
+
+def _checked(choice: Choice, until: float) -> Checked:
+    if choice.problem:
+        return Checked(choice.name, "", None, choice.problem, choice.fix)
+    try:
+        read_header(choice.path)
+        return Checked(choice.name, choice.sha256, _sha256(choice.path, until))
+    except EdgedError as error:
+        return Checked(choice.name, "", None, error.message, f"edged models pull {choice.name}")
+    except OSError as error:
+        problem = f"{choice.path} cannot be read: {error.strerror}"
+        return Checked(choice.name, "", None, problem, f"sudo chmod a+r {choice.path}")
+
+
+def _sha256(file: Path, until: float) -> str | None:
+    digest = hashlib.sha256()
+    with file.open("rb") as readable:
+        while block := readable.read(READ_BYTES):
+            digest.update(block)
+            if time.monotonic() > until:
+                return None
+    return digest.hexdigest()
+
+
+def judge_checksums(models: tuple[Checked, ...]) -> Finding:
+    """A missing model degrades, as at the start of the daemon; a wrong one is never served knowingly."""
+    wrong = [model for model in models if model.expected and model.found and model.found != model.expected]
+    if wrong:
+        names = " ".join(model.name for model in wrong)
+        return fail(
+            f"{names}: the file is not what was installed; the disk may be failing", f"edged models pull {names}"
+        )
+    for model in models:
+        if model.problem:
+            return warn(model.problem, model.fix)
+    unread = [model.name for model in models if model.found is None]
+    if unread:
+        names = " ".join(unread)
+        return skip(f"{names}: not read to the end in {READ_SECONDS:.0f} s; 'edged models verify' takes its time")
+    unknown = [model.name for model in models if not model.expected]
+    right = ", ".join(model.name for model in models if model.expected)
+    return ok("; ".join(([right] if right else []) + [f"{name} is whole, its sum is not known" for name in unknown]))
