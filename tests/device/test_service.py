@@ -1,0 +1,314 @@
+"""edged as a service on a board: installed from a bundle without a network, kept alive, upgraded with a way back, removed.
+
+The board is installed once; the tests boot copies of its disk, whatever their order.
+"""
+
+import json
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.broker import Mosquitto, find_free_port
+from tests.device.board import HOST, Board, Hardware, Image, flatten
+from tests.device.bundle import make_bundle, pack, write_manifest
+from tests.device.conftest import MakeBoard
+from tests.mqtt_client import MqttClient
+
+pytestmark = pytest.mark.timeout(5400)
+
+CHECKOUT = Path(__file__).parents[2]
+INSTALLER_PARTS = ("install-edge.sh", "scripts", "systemd", "docs", "pyproject.toml")
+INSTALL_SECONDS = 3600.0
+READY_SECONDS = 600.0
+ANSWER_SECONDS = 900.0
+BROKER_PORT = 1883
+HTTP_PORT = 3000
+MANUAL = "# Pump P-7\n\nError E42 means that the pump runs dry. Close valve V3 and refill the tank to 80 litres.\n"
+CANNOT_START = """
+
+async def _migrate(config: Config) -> None:
+    await (await Inbox.open(config.events_db)).close()
+
+
+def serve(config: Config, read_again: Callable[[], Config]) -> int:
+    asyncio.run(_migrate(config))
+    raise RuntimeError("this version cannot start")
+"""
+
+
+@pytest.fixture(scope="module")
+def share(board_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the board gets to see of the host: the installer, a bundle, and one whose edged cannot start."""
+    share = tmp_path_factory.mktemp("share")
+    for part in INSTALLER_PARTS:
+        source = CHECKOUT / part
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, share / part)
+    bundle = make_bundle(board_image.architecture, share / "bundle")
+    broken = shutil.copytree(bundle, share / "broken")
+    spoil(next((broken / "wheels").glob("edged-*.whl")))
+    write_manifest(broken, board_image.architecture)
+    (share / "manual.md").write_text(MANUAL)
+    return share
+
+
+def spoil(wheel: Path) -> None:
+    """An edged that passes its own check, brings the stores to a new schema, and then ends."""
+    with zipfile.ZipFile(wheel, "a") as archive:
+        migrations = [name for name in archive.namelist() if name.startswith("edged/events/migrations/")]
+        archive.writestr(f"edged/events/migrations/{len(migrations) + 1:04d}_newer.sql", "CREATE TABLE newer (n);\n")
+        daemon = archive.read("edged/daemon.py").decode() + CANNOT_START
+    without(wheel, "edged/daemon.py")
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("edged/daemon.py", daemon)
+
+
+def without(archive: Path, name: str) -> None:
+    """The same archive less one member."""
+    copy = archive.with_suffix(".copy")
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in source.infolist():
+            if member.filename != name:
+                target.writestr(member, source.read(member))
+    copy.replace(archive)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    """The sensors' broker, outside the board."""
+    mosquitto = Mosquitto(tmp_path_factory.mktemp("broker"), find_free_port())
+    mosquitto.start()
+    yield mosquitto
+    mosquitto.stop()
+
+
+@pytest.fixture(scope="module")
+def boot(make_board: MakeBoard, share: Path, broker: Mosquitto) -> Callable[[Path | None], Board]:
+    """A board that sees the share and the broker, from a disk or from the bare image."""
+
+    def boot(disk: Path | None) -> Board:
+        hardware = Hardware(serves=(HTTP_PORT,), reaches={BROKER_PORT: broker.port}, shares={"share": share})
+        board = make_board(hardware, disk=disk)
+        board.boot()
+        board.mount("share")
+        return board
+
+    return boot
+
+
+@pytest.fixture(scope="module")
+def installed_disk(boot: Callable[[Path | None], Board], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The disk of a board on which edged was installed and ready."""
+    board = boot(None)
+    told = install(board, "--bundle", "/mnt/share/bundle", "--broker", f"mqtt://{HOST}:{BROKER_PORT}")
+    assert told.returncode == 0, told.stdout + told.stderr
+    disk = tmp_path_factory.mktemp("installed") / "disk.raw"
+    board.shut_down()
+    flatten(board.disk, disk)
+    return disk
+
+
+@pytest.fixture(scope="module")
+def one_board(boot: Callable[[Path | None], Board], installed_disk: Path) -> Board:
+    return boot(installed_disk)
+
+
+@pytest.fixture
+def board(one_board: Board) -> Board:
+    """The installed board, ready."""
+    wait_until_ready(one_board)
+    return one_board
+
+
+def install(board: Board, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = f"cd /mnt/share && ./install-edge.sh {' '.join(options)}"
+    return board.attempt(command, timeout_seconds=INSTALL_SECONDS)
+
+
+def wait_until(board: Board, condition: str) -> None:
+    """Return when a shell command on the board succeeds."""
+    command = f"timeout {READY_SECONDS:.0f} sh -c 'until {condition}; do sleep 0.5; done' >/dev/null 2>&1"
+    board.run(command, timeout_seconds=READY_SECONDS + 60)
+
+
+def wait_until_ready(board: Board) -> None:
+    wait_until(board, "edged status")
+
+
+def show(board: Board, name: str) -> str:
+    """A property of the service, as systemd has it."""
+    return board.run(f"systemctl show --property {name} --value edged.service").strip()
+
+
+def health(board: Board) -> set[str]:
+    """The codes of the conditions that hold."""
+    body = json.loads(board.attempt("edged status --json").stdout)
+    return {condition["code"] for condition in body["conditions"]}
+
+
+def reload_with(board: Board, sed: str) -> None:
+    board.run(f"sed -i '{sed}' /etc/edged/edged.toml && systemctl reload edged")
+
+
+# --- it serves ---------------------------------------------------------------------------------------
+
+
+def test_a_question_by_mqtt_is_answered_from_the_documents(board: Board, broker: Mosquitto) -> None:
+    board.run("edged docs add /mnt/share/manual.md", timeout_seconds=READY_SECONDS)
+    wait_until(board, 'edged status | grep -q "mqtt: *connected"')
+    with MqttClient(broker.port, "sensor", "edged/answer/q1") as sensor:
+        sensor.publish("edged/query", {"id": "q1", "query": "What does error E42 of the pump P-7 mean?"})
+        answer = json.loads(sensor.messages.get(timeout=ANSWER_SECONDS).payload)
+    assert "dry" in json.dumps(answer)
+
+
+def test_the_service_is_confined_and_its_secrets_are_for_it_alone(board: Board) -> None:
+    board.run("systemd-analyze security --threshold=20 --no-pager edged.service")
+    modes = board.run("stat -c '%a %U:%G' /etc/edged/api-key /etc/edged/edged.toml /var/lib/edged /var/lib/edged/run")
+    assert modes.split("\n")[:4] == ["640 root:edged", "640 root:edged", "750 edged:edged", "700 edged:edged"]
+    uid = board.run(f"stat -c %U /proc/{show(board, 'MainPID')}").strip()
+    assert uid == "edged"
+
+
+def test_log_lines_have_their_values_as_fields_of_the_journal(board: Board) -> None:
+    line = board.run("journalctl --unit edged --output json --lines 1 EDGED_EVENT=ready")
+    entry = json.loads(line)
+    assert entry["PRIORITY"] == "6"
+    assert float(entry["EDGED_SECONDS"]) > 0
+    assert entry["_SYSTEMD_SLICE"] == "edged.slice"
+
+
+# --- it is kept alive --------------------------------------------------------------------------------
+
+
+def test_a_daemon_that_hangs_is_started_again_and_tells_where_it_hung(board: Board) -> None:
+    before = show(board, "MainPID")
+    board.run(f"kill -STOP {before}")
+    wait_until(
+        board,
+        f'test "$(systemctl show --property MainPID --value edged)" -gt 0 -a "$(systemctl show --property MainPID --value edged)" != {before}',
+    )
+    wait_until_ready(board)
+    said = board.run(f"journalctl --unit edged --output cat _PID={before} + UNIT=edged.service")
+    assert "most recent call first" in said
+    assert "Failed with result 'watchdog'" in said
+
+
+def test_after_a_kill_it_serves_again_and_leaves_nothing_behind(board: Board) -> None:
+    board.run("pgrep -f edged.engine > /run/workers-before")
+    before = show(board, "MainPID")
+    board.run(f"kill -KILL {before}")
+    wait_until(board, f'test "$(systemctl show --property MainPID --value edged)" != {before}')
+    wait_until_ready(board)
+    board.run("! pgrep -f edged.engine | grep -qxFf /run/workers-before")
+
+
+def test_stopped_it_leaves_no_process_and_no_socket(board: Board) -> None:
+    board.run("systemctl stop edged")
+    try:
+        assert board.run("pgrep -u edged || true") == ""
+        assert board.run("ls /var/lib/edged/run") == "lock\n"
+        assert board.run("edged cleanup") == "removed: 0 sockets, 0 workers, 0 cgroups\n"
+    finally:
+        board.run("systemctl start edged", timeout_seconds=READY_SECONDS)
+
+
+# --- it takes a new configuration ----------------------------------------------------------------------
+
+
+def test_a_wrong_configuration_leaves_the_old_in_force_and_says_so(board: Board) -> None:
+    before = show(board, "MainPID")
+    reload_with(board, "$a nonsense = 1")
+    wait_until(board, "edged status | grep -q config_refused")
+    reload_with(board, "/^nonsense/d")
+    wait_until(board, "! edged status | grep -q config_refused")
+    assert show(board, "MainPID") == before
+
+
+def test_a_setting_that_needs_a_restart_is_named(board: Board) -> None:
+    reload_with(board, "$a [chat]\\nthreads = 1")
+    wait_until(board, "edged status | grep -q chat.threads")
+    assert "restart_needed" in health(board)
+    reload_with(board, "/^.chat.$/,$d")
+    wait_until(board, "! edged status | grep -q restart_needed")
+
+
+def test_with_socket_activation_a_request_starts_the_service_and_waits_for_it(board: Board) -> None:
+    board.run("systemctl stop edged && systemctl start edged.socket")
+    try:
+        body = board.run(
+            "python3 -c 'import urllib.request as r; print(r.urlopen(\"http://127.0.0.1:3000/health/live\").status)'",
+            timeout_seconds=READY_SECONDS,
+        )
+        assert body == "200\n"
+        assert show(board, "TriggeredBy") == "edged.socket"
+    finally:
+        board.run("systemctl stop edged.socket edged && systemctl start edged", timeout_seconds=READY_SECONDS)
+
+
+# --- it is upgraded and removed --------------------------------------------------------------------------
+
+
+def test_a_second_run_changes_nothing(board: Board) -> None:
+    before = show(board, "MainPID")
+    told = install(board, "--bundle", "/mnt/share/bundle")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "is installed and serves" in told.stdout
+    assert show(board, "MainPID") == before
+
+
+def test_a_tampered_bundle_installs_nothing(board: Board, share: Path, tmp_path: Path) -> None:
+    """Of a bundle cut off, and of one with a byte changed."""
+    whole = pack(share / "bundle", tmp_path / "bundle.tar")
+    cut = share / "cut.tar"
+    cut.write_bytes(whole.read_bytes()[:-5_000_000])
+    changed = shutil.copytree(share / "bundle", share / "changed", dirs_exist_ok=True)
+    wheel = next((changed / "wheels").glob("edged-*.whl"))
+    wheel.write_bytes(wheel.read_bytes()[:-1] + b"?")
+    before = board.run("ls /opt/edged/versions; readlink /opt/edged/current")
+    for bundle in ("cut.tar", "changed"):
+        told = install(board, "--bundle", f"/mnt/share/{bundle}")
+        assert told.returncode == 1
+        assert "cannot be used" in told.stderr
+        assert "Nothing was changed" in told.stderr
+    assert board.run("ls /opt/edged/versions; readlink /opt/edged/current") == before
+
+
+def test_an_upgrade_that_cannot_start_leaves_the_old_version_serving_on_its_own_stores(
+    boot: Callable[[Path | None], Board], installed_disk: Path
+) -> None:
+    board = boot(installed_disk)
+    wait_until_ready(board)
+    state = (
+        "readlink /opt/edged/current; sha256sum /etc/edged/*; sqlite3 /var/lib/edged/events.db 'PRAGMA user_version'"
+    )
+    before = board.run(state)
+    told = install(board, "--bundle", "/mnt/share/broken")
+    assert told.returncode == 1
+    assert "this version cannot start" in told.stderr
+    assert "serves again" in told.stderr
+    wait_until_ready(board)
+    assert board.run(state) == before
+    assert len(board.run("ls /opt/edged/versions").split()) == 1
+    board.discard()
+
+
+def test_uninstall_leaves_data_and_purge_leaves_nothing(
+    boot: Callable[[Path | None], Board], installed_disk: Path
+) -> None:
+    board = boot(installed_disk)
+    wait_until_ready(board)
+    assert install(board, "--uninstall").returncode == 0
+    left = "find / -xdev -iname '*edged*' -not -path '/proc/*' -not -path '/mnt/*' -not -path '/tmp/*' -not -path '/var/log/*'"
+    assert {path for path in board.run(left).split() if path.count("/") < 4} == {
+        "/etc/edged", "/etc/edged/edged.toml", "/var/lib/edged", "/var/cache/edged"
+    }  # fmt: skip
+    assert install(board, "--uninstall", "--purge").returncode == 0
+    assert board.run(left) == ""
+    assert board.attempt("getent passwd edged").returncode == 2
+    assert board.run("systemctl is-system-running").strip() == "running"
+    board.discard()
