@@ -73,6 +73,7 @@ run_static_checks() {
     check "ruff check" ruff check .
     check "ruff format" ruff format --check .
     check "mypy" mypy
+    check "mypy of the benchmarks" mypy benchmarks/*.py
     check "lint-imports" lint-imports
     check "shellcheck" check_shell_scripts
 }

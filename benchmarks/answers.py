@@ -7,16 +7,17 @@ the manuals are answered by A alone:
     python benchmarks/answers.py [--questions N] [--offset N] [--json FILE]
 
 Right: the answer holds a gold answer, compared as the SQuAD evaluation script does. Wrong but confident: it holds
-none although it was presented as the model's answer, not as passages. With offset 0 the questions are those reported,
-with offset 1 those the prompt and the check were fitted on.
+none although it was presented as the model's answer, not as passages. With --questions 100, offset 0 asks the questions
+that are reported, offset 1 those the prompt and the check were fitted on.
 """
 
 import argparse
 import asyncio
 import json
 import logging
+import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,14 +25,15 @@ import structlog
 from quality import XQUAD, Asked, Parts, QuestionSet, every_kth, holds_answer, manuals, parts, table, xquad
 
 from edged.rag import prompt
-from edged.rag.answer import PASSAGE_TOKENS, Answerer, ChatModel, Settings, select_citations, similarities
+from edged.rag.answer import PASSAGE_TOKENS, Answerer, Settings, select_citations, similarities
 from edged.rag.cite import as_text, check, citation
 from edged.rag.retrieve import Retrieval
-from edged.types import Answer, Citation, Delta, Question, Restarted, Segment
+from edged.serving.pool import ChatPool
+from edged.types import Answer, Citation, Delta, Question, Restarted
 from edged.workers.protocol import Finished, Piece
-from edged.workers.worker import Lost
 
 CONFIDENT = ("generated", "reduced")
+PROGRESS_EVERY = 10
 SELECTED, WHOLE = "A selected sentences", "B whole passages"
 HEADER = (
     "collection", "method", "questions", "prompt holds it", "model right", "answer right", "wrong, confident",
@@ -78,12 +80,9 @@ def settings(parts: Parts) -> Settings:
 
 async def selected(parts: Parts, question: str, collection: str) -> Attempt:
     """A: the product as it is."""
-    chat = parts.chat
-    assert chat is not None
-    listening = _Listening(chat)
     answer: Answer | None = None
     generated = ""
-    answerer = Answerer(parts.retriever, listening, settings(parts))
+    answerer = Answerer(parts.retriever, ChatPool(parts.chat), settings(parts))
     async for event in answerer.stream(Question(text=question, collection=collection)):
         match event:
             case Delta(text=text):
@@ -94,37 +93,18 @@ async def selected(parts: Parts, question: str, collection: str) -> Attempt:
                 answer = event
     assert answer is not None
     first_token_ms = answer.timings.first_token_ms
+    retrieval = await parts.retriever.retrieve(question, collection, parts.config.rag.passages)
+    shown = select_citations(question, retrieval, parts.config.rag.budget_tokens)
     return Attempt(
         generated=generated,
         final=answer.text,
         step=answer.step,
         note=answer.note,
-        shown=listening.heard,
+        shown=prompt.messages(question, shown)[-1][1],
         first_token_seconds=(answer.timings.total_ms if first_token_ms is None else first_token_ms) / 1e3,
         total_seconds=answer.timings.total_ms / 1e3,
         prompt_tokens=answer.prompt_tokens,
     )
-
-
-class _Listening:
-    """A chat model that remembers the prompt it was given."""
-
-    def __init__(self, chat: ChatModel) -> None:
-        self._chat = chat
-        self.heard = ""
-
-    @property
-    def name(self) -> str:
-        return self._chat.name
-
-    def render(self, messages: Sequence[tuple[str, str]]) -> list[Segment]:
-        self.heard = messages[-1][1]
-        return self._chat.render(messages)
-
-    def generate(
-        self, prompt: Sequence[Segment], *, max_tokens: int, deadline_seconds: float | None
-    ) -> AsyncGenerator[Piece | Lost | Finished, None]:
-        return self._chat.generate(prompt, max_tokens=max_tokens, deadline_seconds=deadline_seconds)
 
 
 async def whole(parts: Parts, question: str, collection: str) -> Attempt:
@@ -175,11 +155,15 @@ async def measure(parts: Parts, questions: QuestionSet, asked: Sequence[Asked]) 
     methods = [(SELECTED, selected), (WHOLE, whole)] if questions.collection == XQUAD else [(SELECTED, selected)]
     await selected(parts, asked[0].question, questions.collection)  # the first answer touches the model's pages
     outcomes = []
-    for each in asked:
+    started = time.monotonic()
+    for number, each in enumerate(asked, start=1):
         for name, method in methods:
             attempt = await method(parts, each.question, questions.collection)
             outcomes.append(_judged(questions.collection, name, each, attempt))
         methods.reverse()
+        if number % PROGRESS_EVERY == 0 or number == len(asked):
+            seconds = time.monotonic() - started
+            print(f"{questions.collection}: {number}/{len(asked)} questions, {seconds:.0f} s", file=sys.stderr)
     return outcomes
 
 
@@ -257,16 +241,16 @@ async def run(count: int, offset: int) -> list[Outcome]:
                 print("XQuAD is not there (../shared/data): its part is skipped")
                 continue
             await started.fill(questions)
-            spread = questions.collection == XQUAD
-            asked = every_kth(questions.asked, count, offset=offset) if spread else questions.asked
+            few = len(questions.asked) <= count
+            asked = questions.asked if few else every_kth(questions.asked, count, offset=offset)
             outcomes += await measure(started, questions, asked)
     return outcomes
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--questions", type=int, default=100, help="questions of XQuAD, spread evenly")
-    arguments.add_argument("--offset", type=int, default=0, help="another offset asks other questions of XQuAD")
+    arguments.add_argument("--questions", type=int, default=50, help="at most so many of a collection, spread evenly")
+    arguments.add_argument("--offset", type=int, default=0, help="another offset asks other questions of those")
     arguments.add_argument("--json", type=Path, help="write every outcome to this file")
     given = arguments.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))

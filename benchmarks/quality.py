@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 
 from edged.config import Config, load
-from edged.daemon import EMBED_BATCH_TOKENS
 from edged.hardware import detect, placement
 from edged.models.catalog import Catalog
 from edged.models.gguf import read_header
@@ -23,6 +22,8 @@ from edged.rag.ingest import Library
 from edged.rag.retrieve import FloatArray, Retriever
 from edged.serving.chat import LocalChat
 from edged.serving.embed import LocalEmbedder
+from edged.serving.launch import EMBED_BATCH_TOKENS
+from edged.serving.pool import EmbedderPool
 from edged.store.knowledge import KnowledgeStore
 from edged.workers.protocol import WorkerSettings
 from edged.workers.worker import Worker
@@ -151,7 +152,7 @@ async def parts(*, with_chat: bool) -> AsyncGenerator[Parts, None]:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edged-quality-")))
         config = load(None, {}, {"home": str(home)})
         catalog = Catalog(config.models_dir, MODELS_CACHE)
-        threads = placement.place(detect.cpu())
+        threads = placement.place(detect.machine())
         store = await KnowledgeStore.open(config.knowledge_db)
         stack.push_async_callback(store.close)
 
@@ -167,8 +168,8 @@ async def parts(*, with_chat: bool) -> AsyncGenerator[Parts, None]:
             config,
             store,
             embedder,
-            Library(store, embedder),
-            Retriever(store, embedder, near=config.rag.near),
+            Library(store, EmbedderPool(embedder)),
+            Retriever(store, EmbedderPool(embedder), near=config.rag.near),
             await _chat(stack, config, catalog, threads.chat_threads) if with_chat else None,
         )
 

@@ -21,6 +21,7 @@ import structlog
 from quality import MANUAL, XQUAD, Asked, Parts, QuestionSet, holds_answer, manuals, parts, table, xquad
 
 from edged.rag.retrieve import Ranking, Retriever, named_codes
+from edged.serving.pool import EmbedderPool
 from edged.types import Passage
 
 DEPTHS = (1, 3, 5)
@@ -134,7 +135,7 @@ async def nearness(parts: Parts, own: QuestionSet, other: QuestionSet | None) ->
         ]
     results = []
     for threshold in THRESHOLDS:
-        retriever = Retriever(parts.store, parts.embedder, near=threshold)
+        retriever = Retriever(parts.store, EmbedderPool(parts.embedder), near=threshold)
         for case, collection, asked in cases:
             near = [(await retriever.retrieve(question, collection, TOP)).near for question in asked]
             results.append(Nearness(threshold=threshold, case=case, questions=len(near), near=sum(near) / len(near)))

@@ -92,7 +92,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 def chat_settings(config: Config, model: Path) -> WorkerSettings:
     """As :mod:`edged.daemon` builds them."""
-    threads = placement.place(detect.cpu(), chat_threads=config.chat.threads, embed_threads=config.embed.threads)
+    threads = placement.place(
+        detect.machine(), placement.Wishes(chat_threads=config.chat.threads, embed_threads=config.embed.threads)
+    )
     return WorkerSettings(
         kind="chat",
         model=str(model),

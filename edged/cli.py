@@ -7,7 +7,9 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
     from edged.client import Client
     from edged.config import Config
     from edged.demo.runner import Message
+    from edged.doctor.finding import Finding as Diagnosis
     from edged.gateway import wire
+    from edged.gateway.rollouts_wire import ProgressBody, RolloutBody
     from edged.models.catalog import Catalog, ModelInfo
+    from edged.rehearse import Rehearsed
 
 FAILED = 1
 NO_DAEMON = 3
@@ -207,11 +212,58 @@ def serve(
     settings = _load(context, overrides)
     from edged import daemon
 
-    raise typer.Exit(daemon.serve(settings))
+    raise typer.Exit(daemon.serve(settings, lambda: _load(context, overrides)))
 
 
 @app.command()
-def check(context: typer.Context, as_json: Json = False) -> None:
+def cleanup(context: typer.Context, as_json: Json = False) -> None:
+    """Remove what a killed daemon left behind: sockets, worker processes, cgroups. Does nothing while one runs."""
+    from edged.cleanup import clean_up
+
+    removed = clean_up(_load(context))
+    if as_json:
+        _say_json(_plain(removed))
+    elif removed.held:
+        _say("a daemon runs: nothing was touched")
+    else:
+        _say(f"removed: {len(removed.sockets)} sockets, {len(removed.workers)} workers, {len(removed.groups)} cgroups")
+
+
+@app.command()
+def reserve(
+    context: typer.Context,
+    free: Annotated[bool, typer.Option("--free", help="Give them back.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep services and logins off the chat worker's cores, where hardware.reserve_cores asks for that. Needs root."""
+    from edged.hardware import detect
+    from edged.hardware import reserve as others
+    from edged.hardware.placement import place
+    from edged.serving.keeper import reserve_cores, wishes
+
+    wished = wishes(_load(context))
+    cores: tuple[int, ...] = ()
+    if free:
+        others.free()
+    elif wished.reserve_cores:
+        machine = detect.machine()
+        placement = place(machine, wished)
+        reserve_cores(machine, placement)
+        cores = placement.reserved
+    if as_json:
+        _say_json({"reserved": list(cores)})
+    else:
+        _say(f"reserved cores: {', '.join(map(str, cores)) or 'none'}")
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    stores: Annotated[
+        bool, typer.Option("--stores", help="Also bring copies of the stores to this version's schema.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check the configuration and what it refers to; says what differs from the defaults."""
     from edged.config import Config
 
@@ -219,19 +271,35 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     defaults = _flat(Config().model_dump(mode="json"))
     changed = {name: value for name, value in _flat(config.model_dump(mode="json")).items() if defaults[name] != value}
     findings = list(_findings(config))
+    rehearsed = _rehearse(config) if stores else []
     if as_json:
         found = [finding.__dict__ for finding in findings]
-        _say_json({"file": file, "changed": changed, "findings": found})
+        _say_json({"file": file, "changed": changed, "findings": found, "stores": _plain(rehearsed)})
     else:
         _say(f"configuration: {file or 'defaults, no file'}")
         for name, value in changed.items():
             _say(f"  {name} = {json.dumps(value, ensure_ascii=False)}")
         for finding in findings:
             _say(f"{finding.severity}: {finding.text}\n  hint: {finding.hint}")
+        for store in rehearsed:
+            _say(f"store {store.file}: schema {store.schema}{f' → {store.schema_after}' * store.migrates}")
         if not findings:
             _say("nothing to complain about")
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(FAILED)
+
+
+def _plain(structs: object) -> Any:
+    """msgspec's structs as JSON has them."""
+    import msgspec
+
+    return msgspec.to_builtins(structs)
+
+
+def _rehearse(config: "Config") -> "list[Rehearsed]":
+    from edged.rehearse import rehearse
+
+    return list(rehearse(config))
 
 
 @dataclass
@@ -315,6 +383,32 @@ def _say_status(body: "wire.StatusBody") -> None:
     _say(f"mqtt:      {'connected, MQTT ' + (body.mqtt.protocol or '?') if body.mqtt.connected else 'not connected'}")
     for condition in body.conditions:
         _say(f"{condition.severity}: {condition.text} ({condition.code})\n  hint: {condition.hint}")
+
+
+@app.command()
+def doctor(context: typer.Context, as_json: Json = False) -> None:
+    """Look at this device for what keeps edged from working well, and say the fix; fails when a line fails."""
+    from edged.doctor import checks
+
+    found: dict[str, Diagnosis] = {}
+    for name, finding in checks.examine(_load(context)):
+        found[name] = finding
+        if not as_json:
+            _say_diagnosis(name, finding)
+    counts = checks.count(found.values())
+    if as_json:
+        lines = [{"check": name, "level": f.level, "what": f.what, "fix": f.fix} for name, f in found.items()]
+        _say_json({"findings": lines, "counts": counts})
+    else:
+        _say(", ".join(f"{number} {level}" for level, number in counts.items()))
+    if counts["fail"]:
+        raise typer.Exit(FAILED)
+
+
+def _say_diagnosis(name: str, finding: "Diagnosis") -> None:
+    _say(f"{finding.level:<6}{name:<15}{finding.what}")
+    if finding.fix:
+        _say(f"{'':<21}fix: {finding.fix}")
 
 
 @app.command()
@@ -615,6 +709,128 @@ def models_import(
     _say_models([_catalog(_load(context)).import_file(file, name)], as_json=as_json)
 
 
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once; 'edged models status' shows how it goes.")]
+ForEmbedding = Annotated[bool, typer.Option("--embed", help="The embedding model, not the chat model.")]
+
+
+@models.command("activate")
+def models_activate(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An installed model.")],
+    canary: Annotated[
+        str, typer.Option("--canary", metavar="SHARE", help="Share of the requests it gets first, such as 10%.")
+    ] = "0%",
+    golden: Annotated[
+        Path | None,
+        typer.Option("--golden", metavar="FILE", exists=True, dir_okay=False, help="Golden questions (TOML)."),
+    ] = None,
+    embed: ForEmbedding = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Let the running daemon serve a model, once it has shown to be no worse than the one in service."""
+    from edged.gateway.rollouts_wire import RolloutRequest
+
+    order = RolloutRequest(
+        model=name,
+        role="embed" if embed else "chat",
+        canary=_share(canary),
+        golden=_golden_text(golden) if golden is not None else None,
+    )
+    with _daemon(context) as client:
+        _follow(client, client.activate(order), wait=not no_wait, as_json=as_json)
+
+
+@models.command("rollback")
+def models_rollback(
+    context: typer.Context, embed: ForEmbedding = False, no_wait: NoWait = False, as_json: Json = False
+) -> None:
+    """End the activation under way, or bring the model back that served before the last one."""
+    from edged.gateway.rollouts_wire import RollbackRequest
+
+    with _daemon(context) as client:
+        begun = client.roll_back(RollbackRequest(role="embed" if embed else "chat"))
+        _follow(client, begun, wait=not no_wait, as_json=as_json, wanted=("promoted", "unchanged", "rolled_back"))
+
+
+@models.command("status")
+def models_status(context: typer.Context, as_json: Json = False) -> None:
+    """Show which models serve, and how the latest activations went and why."""
+    with _daemon(context) as client:
+        body = client.rollouts()
+    if as_json:
+        _say_json(body.model_dump(mode="json"))
+        return
+    for role, serving in body.serving.items():
+        before = f", before: {serving.previous}" if serving is not None and serving.previous else ""
+        _say(f"{role + ':':<7}{serving.model + ', ' + serving.state + before if serving is not None else 'no model'}")
+    for rollout in body.rollouts:
+        _say(f"{rollout.id:>4}  {_ago(rollout.started_at)}  {_rollout_line(rollout)}")
+
+
+def _share(text: str) -> float:
+    """``10%`` or ``0.1``."""
+    number = text.removesuffix("%")
+    try:
+        share = float(number) / (100 if number != text else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise RequestError(f"--canary {text} is no share", hint="give one below 100%, such as 10%")
+    return share
+
+
+def _golden_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"cannot read {file}: {error}", hint="golden questions are a TOML file in UTF-8") from error
+
+
+def _follow(
+    client: "Client",
+    begun: "RolloutBody",
+    *,
+    wait: bool,
+    as_json: bool,
+    wanted: Sequence[str] = ("promoted", "unchanged"),
+) -> None:
+    """Show a rollout until its end; fails when that is another than the one wanted."""
+    rollout, step = begun, ""
+    for rollout in client.follow(begun) if wait else ():
+        if rollout.progress is not None and not as_json:
+            step = _say_progress(rollout.progress, step)
+    if as_json:
+        _say_json(rollout.model_dump(mode="json"))
+    else:
+        _say(_rollout_line(rollout))
+    if rollout.outcome not in (None, *wanted):
+        raise typer.Exit(FAILED)
+
+
+def _say_progress(progress: "ProgressBody", shown: str) -> str:
+    """On a terminal each count, elsewhere each step; returns what is shown now."""
+    counted = f" ({progress.done} of {progress.total})" if progress.total else ""
+    if sys.stderr.isatty():
+        typer.echo(f"\r\x1b[K· {(progress.step + counted).translate(CONTROLS)}", err=True, nl=False)
+        if not progress.total or progress.done == progress.total:
+            typer.echo(err=True)
+    elif progress.step != shown:
+        _note(f"· {progress.step}")
+    return progress.step
+
+
+def _rollout_line(rollout: "RolloutBody") -> str:
+    if rollout.progress is not None:
+        return f"{rollout.role} {rollout.model}: under way: {rollout.progress.step}"
+    outcome = (rollout.outcome or "under way").replace("_", " ")
+    return f"{rollout.role} {rollout.model}: {outcome}{': ' + rollout.reason if rollout.reason else ''}"
+
+
+def _ago(moment: float) -> str:
+    return f"{_duration(max(0.0, time.time() - moment))} ago"
+
+
 def _say_models(found: Sequence["ModelInfo"], *, as_json: bool) -> None:
     if as_json:
         _say_json([_model_body(model) for model in found])
@@ -667,7 +883,17 @@ def demo(
     """Show the whole way once: a broker, a daemon, shipped manuals, three sensors' events and their answers."""
     from edged.demo import runner
 
-    runner.run(_load(context), DemoLines() if as_json else DemoScreen(), broker_url=broker)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    record = DemoRecord()
+    runner.run(_load(context), record if as_json else DemoScreen(), broker_url=broker)
+    if as_json:
+        _say_json({"steps": record.steps, "events": record.events})
+
+
+def _leave(number: int, _frame: object) -> None:
+    """End as on an error, so that the daemon and the broker that the demo started end too."""
+    raise SystemExit(128 + number)
 
 
 class DemoScreen:
@@ -693,23 +919,28 @@ class DemoScreen:
         _say(f"  from sensor to sensor {round_trip_ms:.0f} ms")
 
 
-class DemoLines:
-    """Shows the demo to a program, a JSON object a line."""
+class DemoRecord:
+    """Keeps the demo for a program: what was done, and each event with its answer."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.events: list[dict[str, Any]] = []
 
     def step(self, text: str) -> None:
-        _say_json({"step": text})
+        self.steps.append(text)
 
     def event(self, message: "Message", question: str) -> None:
-        _say_json({"topic": message.topic, "payload": message.payload, "question": question})
+        asked = {"topic": message.topic, "payload": message.payload, "question": question}
+        self.events.append({**asked, "streamed": "", "restarted": []})
 
     def delta(self, text: str) -> None:
-        _say_json({"delta": text})
+        self.events[-1]["streamed"] += text
 
     def restarted(self, reason: str) -> None:
-        _say_json({"restarted": reason})
+        self.events[-1]["restarted"].append(reason)
 
     def answer(self, answer: "wire.AnswerBody", round_trip_ms: float) -> None:
-        _say_json({"answer": answer.model_dump(mode="json"), "round_trip_ms": round_trip_ms})
+        self.events[-1].update(answer=answer.model_dump(mode="json"), round_trip_ms=round_trip_ms)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from pydantic import ValidationError
 from edged.config import Config, split_listen
 from edged.errors import DaemonUnreachableError, EdgedError
 from edged.gateway import wire
+from edged.gateway.rollouts_wire import RollbackRequest, RolloutBody, RolloutRequest, RolloutsBody
 from edged.types import Delta, Restarted
 
 AskEvent = Delta | Restarted | wire.AnswerBody
 CONNECT_SECONDS = 5.0
+FOLLOW_SECONDS = 20
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # what a listener takes, no one can connect to
 
 
@@ -75,7 +77,7 @@ class Client:
         request = self._http.build_request(
             "POST",
             "/v1/query",
-            json=query.model_dump(exclude_none=True),
+            json=query.model_dump(exclude_defaults=True),
             headers={"accept": "text/event-stream"},
         )
         response = self._exchange(request, stream=True)
@@ -104,6 +106,30 @@ class Client:
         """Remove a document."""
         path = f"/v1/documents/{quote(document_id)}"
         self._send("DELETE", path, parameters={"collection": collection}, expected=(204,))
+
+    def activate(self, order: RolloutRequest) -> RolloutBody:
+        """Begin to bring a model into service."""
+        return self._rollout("POST", "/v1/rollouts", body=order.model_dump(exclude_none=True))
+
+    def roll_back(self, order: RollbackRequest) -> RolloutBody:
+        """End the rollout under way, or begin to bring the model before back."""
+        return self._rollout("POST", "/v1/rollouts/rollback", body=order.model_dump())
+
+    def rollouts(self) -> RolloutsBody:
+        """The models that serve, and the latest rollouts."""
+        return RolloutsBody.model_validate_json(self._send("GET", "/v1/rollouts").content)
+
+    def follow(self, rollout: RolloutBody) -> Iterator[RolloutBody]:
+        """The rollout each time that it has changed; the last one has its outcome."""
+        while rollout.outcome is None:
+            seen = rollout.progress.version if rollout.progress is not None else 0
+            parameters = {"seen": str(seen), "wait_s": str(FOLLOW_SECONDS)}
+            rollout = self._rollout("GET", f"/v1/rollouts/{rollout.id}", parameters=parameters)
+            yield rollout
+
+    def _rollout(self, method: str, path: str, **request: Any) -> RolloutBody:
+        response = self._send(method, path, expected=(200, 202), **request)
+        return RolloutBody.model_validate_json(response.content)
 
     def _send(
         self,

@@ -5,6 +5,8 @@ the error messages are derived from these declarations.
 """
 
 import difflib
+import functools
+import json
 import os
 import tomllib
 import typing
@@ -14,8 +16,10 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
 
 from edged.errors import ConfigError
+from edged.types import Grammar, JsonSchema, OutputFormat, Priority
 
 ENVIRONMENT_PREFIX = "EDGED_"
 SOCKET_PATH_LIMIT = 107  # sun_path of unix(7) is 108 bytes with its end mark
@@ -26,6 +30,10 @@ def _path(value: object) -> object:
 
 
 FilePath = Annotated[Path, BeforeValidator(_path)]
+
+
+LIVE: JsonDict = {"live": True}
+"""Marks a setting that a reload changes while the daemon runs."""
 
 
 class Section(BaseModel):
@@ -117,17 +125,46 @@ class Topic(Section):
     deadline_ms: int | None = Field(None, ge=1, description="Answer within this time, degrading to meet it, ms.")
     expires_s: float | None = Field(None, gt=0, description="Not worth answering after this time, seconds.")
     max_tokens: int | None = Field(None, ge=1, description="Longest answer, tokens.")
+    priority: Priority = Field("interactive", description="alarm goes before interactive, and that before batch.")
+    json_schema: str | None = Field(None, description="JSON schema, as JSON text, that answers are held to.")
+    grammar: str | None = Field(None, description="GBNF grammar, with the rule root, that answers are held to.")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.json_schema is not None and self.grammar is not None:
+            raise ValueError("json_schema and grammar exclude each other")
+        if self.json_schema is not None:
+            json.loads(self.json_schema)
+        return self
+
+    @property
+    def output(self) -> OutputFormat | None:
+        """What answers are held to."""
+        if self.json_schema is not None:
+            return JsonSchema(self.json_schema)
+        return None if self.grammar is None else Grammar(self.grammar)
 
 
 class Events(Section):
     """The inbox, the dispatcher and the outbox."""
 
-    topics: tuple[Topic, ...] = Field((), strict=False, description="Topics that carry plain sensor values.")
-    max_pending: int = Field(10_000, ge=1, description="Open events held; beyond it the broker keeps the rest.")
+    topics: tuple[Topic, ...] = Field(
+        (), strict=False, description="Topics that carry plain sensor values.", json_schema_extra=LIVE
+    )
+    max_pending: int = Field(
+        10_000, ge=1, description="Open events held; beyond it the broker keeps the rest.", json_schema_extra=LIVE
+    )
     concurrency: int = Field(8, ge=1, description="Events answered at the same time.")
     outbox_window: int = Field(16, ge=1, description="Answers published but not yet acknowledged by the broker.")
-    keep_days: float = Field(30.0, gt=0, description="Closed events and answers are pruned after this, days.")
-    keep_bytes: int = Field(268_435_456, ge=0, description="Closed events and answers are pruned beyond this, bytes.")
+    keep_days: float = Field(
+        30.0, gt=0, description="Closed events and answers are pruned after this, days.", json_schema_extra=LIVE
+    )
+    keep_bytes: int = Field(
+        268_435_456,
+        ge=0,
+        description="Closed events and answers are pruned beyond this, bytes.",
+        json_schema_extra=LIVE,
+    )
 
 
 class Chat(Section):
@@ -140,6 +177,25 @@ class Chat(Section):
     sequences: int = Field(8, ge=1, le=64, description="Answers generated at the same time.")
     queue_limit: int = Field(256, ge=1, description="Requests waiting for a sequence; one more is refused.")
     batch_tokens: int = Field(256, ge=32, le=4096, description="Tokens in one decode step, prompt pieces included.")
+    prefix_cache_bytes: int = Field(
+        67_108_864, ge=0, description="States of prompts kept so that they are not computed again, bytes; 0 keeps none."
+    )
+    reserve_memory_bytes: int = Field(
+        134_217_728, ge=0, description="With less memory free, fewer answers at a time and fewer kept states, bytes."
+    )
+    keep_warm: Literal["pinned", "idle", "demand"] = Field(
+        "pinned",
+        description="pinned: loaded at the start and kept. idle: unloaded when nobody has asked for idle_seconds. "
+        "demand: so, and not loaded before the first request.",
+    )
+    idle_seconds: float = Field(
+        300.0, gt=0, description="Unused for so long, a model that is not pinned is unloaded, seconds."
+    )
+    load_mode: Literal["mmap", "mlock", "read"] = Field(
+        "mmap",
+        description="mmap: read from the file when needed. mlock: so, and kept in memory. read: copied into memory.",
+    )
+    gpu_layers: int = Field(0, ge=-1, description="Layers computed on the GPU, where there is one; -1 is all.")
 
 
 class Embed(Section):
@@ -149,23 +205,86 @@ class Embed(Section):
     path: FilePath | None = Field(None, description="A GGUF file to serve instead of a catalogue model.")
     threads: int = Field(0, ge=0, description="Compute threads; 0 takes half of the chat worker's, at least one.")
     queue_limit: int = Field(256, ge=1, description="Requests waiting; one more is refused.")
+    keep_warm: Literal["pinned", "idle", "demand"] = Field(
+        "pinned",
+        description="pinned: loaded at the start and kept. idle: unloaded when nobody has asked for idle_seconds. "
+        "demand: so, and not loaded before the first request.",
+    )
+    idle_seconds: float = Field(
+        300.0, gt=0, description="Unused for so long, a model that is not pinned is unloaded, seconds."
+    )
+    load_mode: Literal["mmap", "mlock", "read"] = Field(
+        "mmap",
+        description="mmap: read from the file when needed. mlock: so, and kept in memory. read: copied into memory.",
+    )
+    gpu_layers: int = Field(0, ge=-1, description="Layers computed on the GPU, where there is one; -1 is all.")
 
 
 class Rag(Section):
     """From a question to the sentences that answer it."""
 
-    passages: int = Field(3, ge=1, le=50, description="Passages whose sentences compete for the budget.")
-    budget_tokens: int = Field(160, ge=16, description="Tokens of cited sentences in a prompt.")
-    max_tokens: int = Field(96, ge=1, description="Longest answer, tokens, when the question does not say.")
+    passages: int = Field(
+        3, ge=1, le=50, description="Passages whose sentences compete for the budget.", json_schema_extra=LIVE
+    )
+    budget_tokens: int = Field(160, ge=16, description="Tokens of cited sentences in a prompt.", json_schema_extra=LIVE)
+    max_tokens: int = Field(
+        96, ge=1, description="Longest answer, tokens, when the question does not say.", json_schema_extra=LIVE
+    )
     near: float = Field(
-        0.40, ge=-1, le=1, description="Cosine below which, with no telling keyword, nothing was found."
+        0.40,
+        ge=-1,
+        le=1,
+        description="Cosine below which, with no telling keyword, nothing was found.",
+        json_schema_extra=LIVE,
+    )
+
+
+class Rollout(Section):
+    """How a candidate is compared with the active model before it takes over: see `edged models activate`."""
+
+    canary_requests: int = Field(50, ge=1, description="Requests of the canary that decide.")
+    canary_seconds: float = Field(600.0, gt=0, description="Time after which fewer of them decide, seconds.")
+    more_failures: float = Field(0.05, ge=0, le=1, description="How much larger its share of failed requests may be.")
+    less_valid: float = Field(
+        0.1, ge=0, le=1, description="How much smaller its share of answers in the form asked for may be."
+    )
+    less_overlap: float = Field(
+        0.15, ge=0, le=1, description="How much less of its text may stand on the cited sentences, a share."
+    )
+    slowest: float = Field(0.1, ge=0, description="Its least speed in tokens/s, as a part of the active model's.")
+    heaviest: float = Field(10.0, gt=0, description="Its worker's most memory, as a multiple of the active one's.")
+
+
+class Hardware(Section):
+    """What edged may use of the device, and how it yields to heat."""
+
+    cgroups: bool = Field(
+        True,
+        description="Confine the daemon and its workers by cgroups v2; false: by CPU affinity and nice alone.",
+    )
+    share: float = Field(
+        1.0, gt=0, le=1, description="Part of all cores' time that a worker may use; its threads follow from it."
+    )
+    reserve_cores: bool = Field(
+        False, description="Keep system.slice and user.slice off the chat worker's cores (AllowedCPUs of systemd)."
+    )
+    throttle_celsius: float = Field(
+        80.0, gt=0, description="Temperature at which the CPU is slowed, where the system does not say it, °C."
+    )
+    margin_celsius: float = Field(
+        5.0, ge=0, description="So far below that temperature less work is done at a time, °C."
+    )
+    hot_max_tokens: int = Field(
+        64, ge=1, description="Longest answer at its hottest, tokens; at the two steps before, twice and four times."
     )
 
 
 class Log(Section):
     """Log output on stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity written.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severity written.", json_schema_extra=LIVE
+    )
 
 
 class Config(Section):
@@ -185,11 +304,13 @@ class Config(Section):
     chat: Chat = Field(default_factory=Chat)
     embed: Embed = Field(default_factory=Embed)
     rag: Rag = Field(default_factory=Rag)
+    rollout: Rollout = Field(default_factory=Rollout)
+    hardware: Hardware = Field(default_factory=Hardware)
     log: Log = Field(default_factory=Log)
 
     @model_validator(mode="after")
     def _sockets_fit(self) -> Self:
-        longest = len(os.fsencode(self.run_dir / "worker-embed.sock"))
+        longest = len(os.fsencode(self.run_dir / "worker-embed-2.sock"))
         if longest > SOCKET_PATH_LIMIT:
             raise ValueError(
                 f"home is too long: its Unix sockets would have {longest} bytes, the kernel takes {SOCKET_PATH_LIMIT}"
@@ -205,6 +326,11 @@ class Config(Section):
     def models_dir(self) -> Path:
         """Verified model files."""
         return self.home / "models"
+
+    @property
+    def prefixes_dir(self) -> Path:
+        """States of the stable parts of prompts."""
+        return self.home / "prefixes"
 
     @property
     def models_cache_dir(self) -> Path:
@@ -267,6 +393,19 @@ def load(
 def settings() -> Iterator[tuple[str, Any]]:
     """Every setting as (dotted name, pydantic field), in declaration order."""
     yield from _settings(Config, "")
+
+
+def differences(old: Config, new: Config) -> list[tuple[str, bool]]:
+    """The settings that differ, as (dotted name, whether a reload changes it), in declaration order."""
+    return [
+        (name, field.json_schema_extra == LIVE)
+        for name, field in settings()
+        if "[]" not in name and _value(old, name) != _value(new, name)
+    ]
+
+
+def _value(config: Config, name: str) -> object:
+    return functools.reduce(getattr, name.split("."), config)
 
 
 def _settings(section: type[Section], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -41,6 +41,10 @@ class ConfigError(EdgedError):
     code = "config_invalid"
 
 
+class HomeInUseError(ConfigError):
+    """Another daemon holds the home directory."""
+
+
 # --- models ----------------------------------------------------------------------------------------
 
 
@@ -67,6 +71,23 @@ class GgufError(ModelError):
     """The file is no GGUF, or a broken one."""
 
     code = "model_file_invalid"
+
+
+class ModelTooLargeError(ModelError):
+    """The memory has no room for the model, not even alone."""
+
+    code = "model_too_large"
+
+
+class RolloutBusyError(EdgedError):
+    """Another model is being brought into service."""
+
+    code = "rollout_busy"
+    retryable = True
+
+
+class RolloutNotFoundError(EdgedError):
+    code = "rollout_not_found"
 
 
 class DiskFullError(EdgedError):
@@ -100,6 +121,12 @@ class QueueFullError(WorkerError):
     retryable = True
 
 
+class BatchShedError(QueueFullError):
+    """The device is short of memory and takes no batch work for now."""
+
+    code = "batch_shed"
+
+
 class PromptTooLongError(WorkerError):
     code = "prompt_too_long"
 
@@ -113,6 +140,15 @@ class OutputFormatError(WorkerError):
 class DeadlineError(WorkerError):
     code = "deadline_exceeded"
     retryable = True
+
+
+# --- the device -----------------------------------------------------------------------------------
+
+
+class ConfinementError(EdgedError):
+    """Processes cannot be kept where it was decided."""
+
+    code = "confinement_failed"
 
 
 # --- stores ----------------------------------------------------------------------------------------
@@ -152,6 +188,12 @@ class RequestError(EdgedError):
     code = "request_invalid"
 
 
+class UnsupportedParameterError(RequestError):
+    """A parameter that other servers of the same API may know, and this one does not; never ignored silently."""
+
+    code = "unsupported_parameter"
+
+
 class PayloadTooLargeError(RequestError):
     code = "payload_too_large"
 
@@ -167,6 +209,13 @@ class DaemonUnreachableError(EdgedError):
     retryable = True
 
 
+class UnanswerableError(EdgedError):
+    """No honest answer can be given in the format that was asked for."""
+
+    code = "unanswerable"
+    default_hint = "ask without a format to get the passages themselves"
+
+
 class ExpiredError(EdgedError):
     """The event was no longer worth answering when its turn came."""
 
@@ -175,17 +224,26 @@ class ExpiredError(EdgedError):
 
 HTTP_STATUS: dict[str, int] = {
     RequestError.code: 422,
+    UnsupportedParameterError.code: 400,
     PayloadTooLargeError.code: 413,
     UnauthorizedError.code: 401,
     PromptTooLongError.code: 422,
     OutputFormatError.code: 422,
     DocumentNotFoundError.code: 404,
     ModelNotFoundError.code: 404,
+    RolloutNotFoundError.code: 404,
+    ModelError.code: 422,
+    GgufError.code: 422,
+    ChecksumError.code: 422,
+    RolloutBusyError.code: 409,
+    ModelTooLargeError.code: 507,
     EmbedderMismatchError.code: 409,
     DiskFullError.code: 507,
     ExpiredError.code: 410,
+    UnanswerableError.code: 422,
     DeadlineError.code: 504,
     QueueFullError.code: 503,
+    BatchShedError.code: 503,
     WorkerUnavailableError.code: 503,
     WorkerLostError.code: 503,
     StoreClosedError.code: 503,

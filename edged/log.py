@@ -1,27 +1,39 @@
-"""Structured logging: an event name and named values; JSON unless stderr is a terminal."""
+"""Structured logging: an event name and named values; fields in the journal, text on a terminal, else JSON."""
 
 import logging
+import os
 import sys
 
 import structlog
+
+from edged import journal
 
 
 def configure(level: str = "info") -> None:
     """Set up structlog for this process, and send the libraries' own warnings the same way."""
     number = logging.getLevelNamesMapping()[level.upper()]
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
+    to_journal = journal.is_journal(sys.stderr, os.environ)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
+            *_last_processors(to_journal=to_journal),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=journal.JournalLogger() if to_journal else structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    # The journal takes a line's priority from its beginning: sd-daemon(3).
+    form = f"{'<4>' if to_journal else ''}%(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=form)
+
+
+def _last_processors(*, to_journal: bool) -> list[structlog.typing.Processor]:
+    """From the event's values to what is written; the journal has times of its own."""
+    if to_journal:
+        return [structlog.processors.format_exc_info, journal.render]
+    return [
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer(),
+    ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from edged import __version__
 from edged.events.event import Outcome
@@ -9,7 +10,11 @@ from edged.events.inbox import Inbox
 from edged.gateway import wire
 from edged.gateway.http import Documents
 from edged.gateway.mqtt import MqttGateway
+from edged.hardware.features import built_with
+from edged.hardware.placement import Bounds
 from edged.runtime.health import Health
+from edged.serving.care import Care
+from edged.serving.restraint import Restraint
 from edged.store.knowledge import KnowledgeStore
 from edged.types import DocumentInfo, Ingested
 from edged.workers.state import WorkerState
@@ -24,13 +29,21 @@ class StatusBoard:
     """Counts are read again after a change, at most once a second; :meth:`run` is one supervised service."""
 
     def __init__(
-        self, health: Health, inbox: Inbox, store: KnowledgeStore, *, chat: NamedWorker, embed: NamedWorker
+        self,
+        health: Health,
+        inbox: Inbox,
+        store: KnowledgeStore,
+        *,
+        chat: Callable[[], NamedWorker],
+        embed: Callable[[], NamedWorker],
+        hardware: Callable[[], wire.HardwareBody | None] = lambda: None,
     ) -> None:
         self._health = health
         self._inbox = inbox
         self._store = store
         self._chat = chat
         self._embed = embed
+        self._hardware = hardware
         self._started = time.monotonic()
         self._changed = asyncio.Event()
         self._changed.set()
@@ -66,21 +79,23 @@ class StatusBoard:
     def snapshot(self) -> wire.StatusBody:
         """Everything, as of now."""
         protocol = self.mqtt.protocol if self.mqtt is not None else None
-        chat = self._chat[1]
+        (chat_name, chat), (embed_name, embed) = self._chat(), self._embed()
         return wire.StatusBody(
             status=self._health.status(),
             version=__version__,
             uptime=round(time.monotonic() - self._started, 3),
             model_loaded=chat is not None and chat.state is WorkerState.READY,
-            vector_store_ready=self._embed[1] is not None,
+            vector_store_ready=embed is not None,
             conditions=[
                 wire.ConditionBody(
                     code=held.code, severity=held.severity.value, text=held.text, hint=held.hint, since=held.since
                 )
                 for held in self._health.conditions()
             ],
-            chat=_worker_body(*self._chat),
-            embed=_worker_body(*self._embed),
+            chat=_worker_body(chat_name, chat),
+            embed=_worker_body(embed_name, embed),
+            engine=_engine_body(chat, embed),
+            hardware=self._hardware(),
             documents=self._documents,
             chunks=self._chunks,
             events=self._events,
@@ -140,3 +155,40 @@ def _worker_body(model: str, worker: Worker | None) -> wire.WorkerBody:
         active=active,
         queued=worker.unfinished - active,
     )
+
+
+def hardware_body(care: Care, restraint: Restraint) -> wire.HardwareBody:
+    """What the care service has found and decided."""
+    placement, hottest, tune = care.placement, care.hottest, care.tuned
+    bounds = {"daemon": placement.daemon, "chat": placement.chat, "embed": placement.embed}
+    return wire.HardwareBody(
+        cgroups=care.uses_cgroups,
+        placement={name: _bounds_body(each) for name, each in bounds.items()},
+        reserved_cores=list(placement.reserved),
+        celsius=None if hottest is None else hottest.celsius,
+        slowed_at_celsius=None if hottest is None else hottest.slows_at,
+        heat_step=care.governor.level,
+        memory=care.pressure.stage.value,
+        sequences=None if tune is None else tune.sequences,
+        longest_answer=restraint.longest_answer,
+    )
+
+
+def _bounds_body(bounds: Bounds) -> wire.BoundsBody:
+    return wire.BoundsBody(
+        cores=list(bounds.cores),
+        threads=bounds.threads,
+        quota_cores=bounds.quota_cores,
+        weight=bounds.weight,
+        memory_high=bounds.memory_high,
+        memory_max=bounds.memory_max,
+    )
+
+
+def _engine_body(*workers: Worker | None) -> wire.EngineBody | None:
+    """Both run the same build; the first that has said what it is, says it for all."""
+    ready = next((worker.ready for worker in workers if worker is not None and worker.ready is not None), None)
+    if ready is None:
+        return None
+    backends = {backend: list(features) for backend, features in built_with(ready.system).items()}
+    return wire.EngineBody(gpu=ready.gpu, backends=backends)

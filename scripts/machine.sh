@@ -144,6 +144,17 @@ ensure_machine() {
     return 1
 }
 
+lacks_nothing() {
+    ((${#missing[@]} == 0))
+}
+
+# For a dry run: what ensure_machine would do about it.
+say_what_is_missing() {
+    lacks_nothing && return
+    say "${missing[@]/#/misses }"
+    ((${#missing_packages[@]} == 0)) || say "would install with apt-get: ${missing_packages[*]}"
+}
+
 can_install_packages() {
     ((${#missing_packages[@]})) && [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null
 }
@@ -157,11 +168,12 @@ report_missing() {
     complain "this machine lacks:"
     printf '   - %s\n' "${missing[@]}" >&2
     ((${#missing_packages[@]})) || return 0
-    printf '   On Debian or Ubuntu, this brings it:\n' >&2
+    printf '   On Debian or Ubuntu, root brings it with:\n' >&2
     printf '     %sapt-get update && %sapt-get install -y %s\n' "$(sudo_word)" "$(sudo_word)" "${missing_packages[*]}" >&2
     printf '   Then run %s again.\n' "${0##*/}" >&2
 }
 
+# A fresh Debian has no sudo.
 sudo_word() {
-    [[ "$(id -u)" == 0 ]] || printf 'sudo '
+    [[ "$(id -u)" == 0 ]] || ! command -v sudo >/dev/null || printf 'sudo '
 }

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
@@ -13,12 +14,19 @@ from edged.errors import EdgedError
 from edged.models.catalog import Catalog
 from tests.broker import Mosquitto, find_free_port
 
+# Its deadline is of wall-clock time, which a busy machine makes meaningless.
+hypothesis.settings.register_profile("edged", deadline=None)
+hypothesis.settings.load_profile("edged")
+
 MAY_BLOCK = {
     # A stat, mkdir or unlink of the worker's socket file on the local disk is not worth a thread.
     "edged/workers/process.py": {"_listen", "start"},
     # Before the daemon serves anybody, nobody waits for the loop.
-    "edged/daemon.py": {"_only_one", "_api_key"},
-    "edged/hardware/detect.py": {"cpu"},
+    "edged/daemon.py": {"_one_blas_thread", "_api_key"},
+    "edged/runtime/home.py": {"hold_home"},
+    "edged/hardware/detect.py": {"cpu_flags"},
+    # What the kernel makes up waits for no disk.
+    "edged/hardware/usage.py": {"read_usage"},
     # The traceback of a defect is read from the source files; it must not be cut short for speed.
     "/traceback.py": {"print_exception"},
     "structlog/dev.py": {"__call__"},

@@ -1,6 +1,7 @@
 """A worker without a model: speaks the protocol like ``python -m edged.engine SOCKET SETTINGS``, and fails as told.
 
-What to do is told by words in the environment variable FAKE_WORKER, or in a prompt for that request alone:
+What to do is told by words in the environment variable FAKE_WORKER and in a file named like the model with ``.words``
+behind it, or in a prompt for that request alone:
 
     ACTION@MOMENT  kill, segv, exit, hang, garbage or long-frame at start, request or stream (after one piece)
     counter=PATH   every ACTION adds a byte to this file, ...
@@ -10,6 +11,9 @@ What to do is told by words in the environment variable FAKE_WORKER, or in a pro
     pause=S        seconds between two words
     alive=S        seconds between two signs of life (1)
     deaf           hanging up and SIGTERM change nothing
+    babble         the answer is one word for ever
+    alike          all texts have the same embedding
+    salt=WORD      embeddings are of the texts with this word before them
 
 Without words it answers at once. An embedding has 384 dimensions: the sum of its words' hashes, so texts that share
 words are near each other.
@@ -43,6 +47,8 @@ from edged.workers.protocol import (
     Piece,
     Ready,
     Reply,
+    Request,
+    Tune,
     Vectors,
     WorkerSettings,
     decode_request,
@@ -62,6 +68,9 @@ class Words:
         self._actions = {found[2]: found[1] for word in words if (found := _ACTION.match(word))}
         self._values = dict(word.split("=", 1) for word in words if "=" in word)
         self.deaf = "deaf" in words
+        self.babble = "babble" in words
+        self.alike = "alike" in words
+        self.salt = self._values.get("salt", "")
 
     def number(self, name: str, default: float) -> float:
         return float(self._values.get(name, default))
@@ -113,7 +122,9 @@ class FakeWorker:
         if self._words.deaf:
             hang()
 
-    def _handle(self, request: Generate | Embed | Cancel) -> None:
+    def _handle(self, request: Request) -> None:
+        if isinstance(request, Tune):
+            return
         if isinstance(request, Cancel):
             if (task := self._tasks.pop(request.id, None)) is not None:
                 task.cancel()
@@ -137,7 +148,7 @@ class FakeWorker:
         if prompt_tokens >= self._settings.context_tokens:
             self._send(Failed(request.id, "prompt_too_long", f"the prompt has {prompt_tokens} tokens"))
             return
-        answer = _answer(prompt, words)
+        answer = [" la"] * request.max_tokens if self._words.babble else _answer(prompt, words)
         pause = words.number("pause", self._words.number("pause", 0.0))
         for number, piece in enumerate(answer[: request.max_tokens]):
             if pause:
@@ -164,7 +175,9 @@ class FakeWorker:
         self._misbehave("request", words)
         if pause := words.number("pause", self._words.number("pause", 0.0)):
             await asyncio.sleep(pause)
-        self._send(Vectors(request.id, DIMENSIONS, b"".join(map(vector, request.texts))))
+        tokens = sum(len(text.split()) for text in request.texts)
+        texts = ["" if self._words.alike else f"{self._words.salt} {text}" for text in request.texts]
+        self._send(Vectors(request.id, DIMENSIONS, b"".join(map(vector, texts)), tokens))
 
     async def _breathe(self) -> None:
         while True:
@@ -223,10 +236,11 @@ async def main() -> None:
     """Connect, and serve until the daemon hangs up."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    words = Words(os.environ.get("FAKE_WORKER", ""))
+    settings = msgspec.json.decode(sys.argv[2], type=WorkerSettings)
+    own = Path(f"{settings.model}.words")
+    words = Words(f"{os.environ.get('FAKE_WORKER', '')} {own.read_text() if own.exists() else ''}")
     if words.deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    settings = msgspec.json.decode(sys.argv[2], type=WorkerSettings)
     reader, writer = await asyncio.open_unix_connection(sys.argv[1])
     with contextlib.suppress(ConnectionError):
         await FakeWorker(settings, words, writer).serve(reader)

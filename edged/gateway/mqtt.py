@@ -138,6 +138,11 @@ class _Connection:
         """Publish with QoS 0 and forget."""
         self._client.publish(topic, body, qos=0)
 
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Get these no more."""
+        if filters:
+            self._client.unsubscribe(list(filters))
+
     def acknowledge(self, message: _Message) -> None:
         """Tell the broker that a message is ours now."""
         if message.qos > 0 and not self.ended.done():
@@ -309,6 +314,16 @@ class MqttGateway:
         if self._connection is not None:
             self._own(self._publish_status(self._connection), "mqtt-status")
 
+    def use_rules(self, rules: Sequence[TopicRule]) -> None:
+        """Ask by these rules from now on, and listen to their topics; call it on the event loop."""
+        before, self._rules = self._filters(), tuple(rules)
+        if self._connection is not None:
+            self._connection.unsubscribe([name for name in before if name not in self._filters()])
+            self._own(self._connection.subscribe(self._filters()), "mqtt-subscribe")
+
+    def _filters(self) -> list[str]:
+        return [self._settings.query_topic, *(rule.filter for rule in self._rules)]
+
     # --- the connection --------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -342,7 +357,7 @@ class MqttGateway:
             return self._other_version(str(error)), False
         except OSError as error:
             return str(error), False
-        except ConfigError as error:
+        except EdgedError as error:  # files of the configuration, or a store that cannot remember the session
             return error.message, False
         finally:
             self._connection = None
@@ -360,7 +375,7 @@ class MqttGateway:
     async def _begin(self, connection: _Connection, answer: _Connected) -> None:
         await self._name_session(present=answer.session_present)
         self._connection = connection
-        await connection.subscribe([self._settings.query_topic, *(rule.filter for rule in self._rules)])
+        await connection.subscribe(self._filters())
         self._health.clear(MQTT_DOWN)
         self._is_connected.set()
         self.status_changed()
@@ -458,6 +473,7 @@ class MqttGateway:
             received_at=now,
             answer_by=None if deadline_ms is None else now + deadline_ms / 1e3,
             expires_at=None if expires_s is None else now + expires_s,
+            priority=request.priority if request else rule.priority if rule else "interactive",
             delivery=self._delivery(message),
             redelivered=message.dup,
         )

@@ -45,7 +45,18 @@ EMBED_MODEL_MISSING = ConditionKind(
 VECTORS_STALE = ConditionKind(
     "vectors_of_another_embedder",
     Severity.DEGRADED,
-    "add these documents again: their vectors were made by another embedder and are left out",
+    "run 'edged models activate --embed NAME' with the model in use: it embeds the rest anew",
+)
+ROLLOUT_FAILED = ConditionKind(
+    "model_rolled_back",
+    Severity.DEGRADED,
+    "the model before it serves on; 'edged models status' shows what was compared. The next activation ends this",
+)
+CONFIG_REFUSED = ConditionKind(
+    "config_refused", Severity.DEGRADED, "mend the file and reload again; the configuration before it is in force"
+)
+RESTART_NEEDED = ConditionKind(
+    "restart_needed", Severity.DEGRADED, "restart edged when it suits: these settings cannot change while it runs"
 )
 MQTT_DOWN = ConditionKind(
     "mqtt_disconnected", Severity.DEGRADED, "check that the broker at mqtt.url runs and admits this client"
@@ -64,6 +75,55 @@ HTTP_PLAIN = ConditionKind(
     Severity.DEGRADED,
     "set http.tls_cert and http.tls_key: the API key travels in the clear",
 )
+GPU_MISSING = ConditionKind(
+    "gpu_missing",
+    Severity.DEGRADED,
+    "build llama-cpp-python with CMAKE_ARGS=-DGGML_CUDA=on or -DGGML_VULKAN=on, or set gpu_layers to 0",
+)
+MODEL_NOT_LOCKED = ConditionKind(
+    "model_not_locked",
+    Severity.DEGRADED,
+    "raise the limit of locked memory (LimitMEMLOCK= of the service, or ulimit -l), or set load_mode to mmap",
+)
+CPU_UNUSED = ConditionKind(
+    "cpu_features_unused",
+    Severity.DEGRADED,
+    "build it on this device: pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python",
+)
+CGROUPS_MISSING = ConditionKind(
+    "cgroups_missing",
+    Severity.DEGRADED,
+    "run the service made by install-edge.sh (Delegate=yes) on cgroups v2, with cgroup_enable=memory on the kernel's "
+    "command line; or set hardware.cgroups to false: affinity and nice are all that holds the workers then",
+)
+CORES_NOT_RESERVED = ConditionKind(
+    "cores_not_reserved",
+    Severity.DEGRADED,
+    "run 'edged reserve' as root before edged starts, or set hardware.reserve_cores to false",
+)
+CORES_CROWDED = ConditionKind(
+    "cores_crowded",
+    Severity.DEGRADED,
+    "another program keeps one of the chat worker's cores: move it away, or set hardware.reserve_cores",
+)
+PLACEMENT_DRIFTED = ConditionKind(
+    "placement_drifted",
+    Severity.DEGRADED,
+    "find out who changes edged's affinity or cgroups (taskset, another manager); it was put back",
+)
+QUOTA_STOPS = ConditionKind(
+    "cpu_quota_stops_workers", Severity.DEGRADED, "raise CPUQuota= of the service, or lower hardware.share or threads"
+)
+HOT = ConditionKind("hot", Severity.DEGRADED, "better cooling, or a lower hardware.share; it recovers by itself")
+CPU_SLOWED = ConditionKind(
+    "cpu_slowed", Severity.DEGRADED, "the system slows the CPU for heat or power: better cooling or a better supply"
+)
+UNDER_VOLTAGE = ConditionKind(
+    "under_voltage", Severity.DEGRADED, "use a stronger power supply and a shorter, thicker cable"
+)
+MEMORY_SHORT = ConditionKind(
+    "memory_short", Severity.DEGRADED, "end other programs, or choose a smaller model or chat.context_tokens"
+)
 
 KINDS: tuple[ConditionKind, ...] = (
     STARTING,
@@ -73,11 +133,26 @@ KINDS: tuple[ConditionKind, ...] = (
     CHAT_MODEL_MISSING,
     EMBED_MODEL_MISSING,
     VECTORS_STALE,
+    ROLLOUT_FAILED,
+    CONFIG_REFUSED,
+    RESTART_NEEDED,
     MQTT_DOWN,
     MQTT_REFUSED,
     STORE_FAILING,
     INBOX_FULL,
     HTTP_PLAIN,
+    GPU_MISSING,
+    MODEL_NOT_LOCKED,
+    CPU_UNUSED,
+    CGROUPS_MISSING,
+    CORES_NOT_RESERVED,
+    CORES_CROWDED,
+    PLACEMENT_DRIFTED,
+    QUOTA_STOPS,
+    HOT,
+    CPU_SLOWED,
+    UNDER_VOLTAGE,
+    MEMORY_SHORT,
 )
 """Every condition there is; the documentation and the metrics are derived from this table."""
 

@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,13 +27,21 @@ from edged.workers.protocol import (
 ENGINE_COMMAND = (sys.executable, "-m", "edged.engine")
 LOAD_TIMEOUT_SECONDS = 120.0
 
-COMPUTE_ENVIRONMENT = {"GOMP_SPINCOUNT": "400"}
-"""How long compute threads spin at a barrier before they sleep (libgomp; its default is 300,000 turns).
+COMPUTE_ENVIRONMENT = {"GOMP_SPINCOUNT": "400", "OPENBLAS_NUM_THREADS": "1"}
+"""How long compute threads spin at a barrier before they sleep (libgomp; its default is 300,000 turns), and that
+NumPy has no threads beside them.
 
 Measured with SmolLM2 on 2 cores, 2 threads, side by side, decode tokens/s: alone 134 with 400 turns, 136 with the
 default, 43-54 without spinning; beside several busy processes 26-61 with 100 turns, 2-10 with the default.
 """
 LAST_WORDS_BYTES = 4096
+
+OnSpawn = Callable[[int], Awaitable[None]]
+"""Told the process id of a child that runs and has not loaded its model: the moment to confine it."""
+
+
+async def unconfined(_pid: int) -> None:
+    """Leave the child where it is."""
 
 
 class WorkerProcess:
@@ -55,6 +63,7 @@ class WorkerProcess:
         command: Sequence[str] = ENGINE_COMMAND,
         *,
         load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS,
+        on_spawn: OnSpawn = unconfined,
     ) -> "WorkerProcess":
         """Spawn the worker and wait until its model is loaded.
 
@@ -65,7 +74,7 @@ class WorkerProcess:
             listener = _listen(socket_path)
             try:
                 child = await _Child.spawn(settings, socket_path, command)
-                return await cls._load(settings, listener, child, load_timeout_seconds)
+                return await cls._load(settings, listener, child, load_timeout_seconds, on_spawn)
             finally:
                 listener.close()
                 socket_path.unlink(missing_ok=True)
@@ -77,10 +86,16 @@ class WorkerProcess:
 
     @classmethod
     async def _load(
-        cls, settings: WorkerSettings, listener: socket.socket, child: "_Child", timeout_seconds: float
+        cls,
+        settings: WorkerSettings,
+        listener: socket.socket,
+        child: "_Child",
+        timeout_seconds: float,
+        on_spawn: OnSpawn,
     ) -> "WorkerProcess":
         try:
             async with asyncio.timeout(timeout_seconds):
+                await on_spawn(child.process.pid)
                 return await cls._meet(listener, child)
         except BaseException as error:
             ending = await child.reap(grace_seconds=1.0 if isinstance(error, WorkerError) else 0.0)
@@ -129,10 +144,14 @@ class WorkerProcess:
         except ConnectionError:
             return
 
-    async def end(self, grace_seconds: float = 5.0) -> str:
-        """Hang up, wait, and kill what is still there. Returns how it ended, with its last words."""
+    def hang_up(self) -> None:
+        """Tell the child to end; :meth:`replies` end too."""
         # Not close(): it would first write out everything to a child that may have stopped reading.
         self._writer.transport.abort()
+
+    async def end(self, grace_seconds: float = 5.0) -> str:
+        """Hang up, wait, and kill what is still there. Returns how it ended, with its last words."""
+        self.hang_up()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
         return await self._child.reap(grace_seconds)
@@ -149,8 +168,8 @@ class _Child:
 
     @classmethod
     async def spawn(cls, settings: WorkerSettings, socket_path: Path, command: Sequence[str]) -> "_Child":
-        return cls(
-            await asyncio.create_subprocess_exec(
+        spawning = asyncio.create_task(
+            asyncio.create_subprocess_exec(
                 *command,
                 str(socket_path),
                 msgspec.json.encode(settings).decode(),
@@ -158,18 +177,26 @@ class _Child:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 env={**os.environ, **COMPUTE_ENVIRONMENT, "OMP_NUM_THREADS": str(settings.threads)},
-            )
+            ),
+            name="worker-spawn",
         )
+        try:
+            return cls(await asyncio.shield(spawning))
+        except asyncio.CancelledError:
+            # Before Python 3.11.4 (Debian 12 has 3.11.2) a spawn cut off in the middle leaves its child running.
+            with contextlib.suppress(OSError):
+                await cls(await spawning).reap(grace_seconds=0.0)
+            raise
 
     async def reap(self, grace_seconds: float) -> str:
         """Wait for the end, by SIGKILL after the grace; returns the exit status and the last words."""
-        try:
-            async with asyncio.timeout(grace_seconds):
-                await self.process.wait()
-        except TimeoutError:
+        # Not asyncio.timeout(): in a task that is being cancelled it never expires before Python 3.11.3.
+        ended = asyncio.create_task(self.process.wait(), name="worker-end")
+        await asyncio.wait([ended], timeout=grace_seconds)
+        if not ended.done():
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
-        status = await self.process.wait()
+        status = await ended
         words = await self._words
         ending = f"signal {-status}" if status < 0 else f"exit status {status}"
         return f"{ending}: {words}" if words else ending
@@ -193,21 +220,27 @@ async def _accept(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """The child's connection; anybody else's is closed. Ends with an error when the child exits first."""
     loop = asyncio.get_running_loop()
+    happened = asyncio.Event()
     ended = asyncio.create_task(process.wait(), name="worker-exit")
+    ended.add_done_callback(lambda _: happened.set())
+    # Not sock_accept(): cancelled at the wrong moment, it would leave a connection open.
+    loop.add_reader(listener, happened.set)
     try:
         while True:
-            accepting = asyncio.create_task(loop.sock_accept(listener), name="worker-accept")
+            await happened.wait()
+            happened.clear()
             try:
-                await asyncio.wait((accepting, ended), return_when=asyncio.FIRST_COMPLETED)
-                if not accepting.done():
-                    raise WorkerError("the worker ended before it connected")
-            finally:
-                accepting.cancel()
-            connection, _ = accepting.result()
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                if ended.done():
+                    raise WorkerError("the worker ended before it connected") from None
+                continue
             if _peer_pid(connection) == process.pid:
                 return await asyncio.open_unix_connection(sock=connection)
             connection.close()
+            happened.set()  # who else is there, or that the child has ended, has been told already
     finally:
+        loop.remove_reader(listener)
         ended.cancel()
 
 

@@ -1,7 +1,8 @@
 """A worker role, chat or embed, as the daemon sees it: always asking the same object, whatever process serves it.
 
 The process is restarted with a jittered backoff when it dies. Requests it left unfinished run once more on the
-next process and fail with a named error when that one dies too.
+next process and fail with a named error when that one dies too. A model that need not be kept warm has no process
+while nobody asks.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ from edged.errors import (
 )
 from edged.runtime.backoff import pause_seconds
 from edged.types import OutputFormat, Priority, Sampling, Segment
-from edged.workers.process import ENGINE_COMMAND, LOAD_TIMEOUT_SECONDS, WorkerProcess
+from edged.workers.process import ENGINE_COMMAND, LOAD_TIMEOUT_SECONDS, OnSpawn, WorkerProcess, unconfined
 from edged.workers.protocol import (
     Alive,
     Cancel,
@@ -40,15 +41,17 @@ from edged.workers.protocol import (
     Piece,
     Ready,
     Reply,
+    Tune,
     Vectors,
     WorkerSettings,
     encode,
 )
-from edged.workers.state import WorkerState, check_move
+from edged.workers.state import PINNED, KeepWarm, WorkerState, check_move
 
 SMALLEST_PAUSE_SECONDS = 0.1
 LARGEST_PAUSE_SECONDS = 30.0
 STALLED_AFTER_SECONDS = 60.0
+SILENCE_PRECISION = 1 / 64  # of that time; a timer set anew at every token would cost as much as passing it on
 STOP_GRACE_SECONDS = 5.0
 DEATH_GRACE_SECONDS = 0.5
 LOOP_OF_CRASHES = 4
@@ -76,8 +79,8 @@ class _Pending:
 class Worker:
     """One role. ``on_state`` hears every change of state, with a sentence on why.
 
-    A process is given up when it is silent under a request for ``stalled_after_seconds``, or has not loaded its model
-    after ``load_timeout_seconds``.
+    ``keep_warm`` says how long the model stays in memory while nobody asks. A process is given up when it is silent
+    under a request for ``stalled_after_seconds``, or has not loaded its model after ``load_timeout_seconds``.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Worker:
         *,
         on_state: Callable[[WorkerState, str], None],
         command: Sequence[str] = ENGINE_COMMAND,
+        keep_warm: KeepWarm = PINNED,
+        on_spawn: OnSpawn = unconfined,
         stalled_after_seconds: float = STALLED_AFTER_SECONDS,
         load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS,
     ) -> None:
@@ -95,18 +100,23 @@ class Worker:
         self.ready: Ready | None = None
         self._socket_path = socket_path
         self._command = command
+        self._keep_warm = keep_warm
         self._stalled_after_seconds = stalled_after_seconds
         self._load_timeout_seconds = load_timeout_seconds
         self._on_state = on_state
+        self._on_spawn = on_spawn
         self._state = WorkerState.STOPPED
         self._pending: dict[int, _Pending] = {}
         self._next_id = 1
+        self._tuned: Tune | None = None
         self._failures = 0
         self._settled = asyncio.Event()
         self._process: WorkerProcess | None = None
         self._silence: asyncio.Timeout | None = None
+        self._idleness: asyncio.TimerHandle | None = None
+        self._asked = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("worker").bind(kind=settings.kind)
+        self._log = structlog.get_logger("worker", kind=settings.kind)
 
     @property
     def state(self) -> WorkerState:
@@ -118,17 +128,31 @@ class Worker:
         return self._process.pid if self._process is not None else None
 
     @property
+    def tuned(self) -> Tune | None:
+        """What the process was told last that it may do; None while that is all of its settings."""
+        return self._tuned
+
+    @property
     def unfinished(self) -> int:
         """Requests that have no last reply yet."""
         return len(self._pending)
 
     def start(self) -> None:
         """Begin serving; returns at once, requests wait for the process to be ready."""
-        self._move(WorkerState.STARTING, "starting")
+        first = self._keep_warm.first_state
+        self._move(first, "starting" if first is WorkerState.STARTING else "nobody has asked yet")
         self._serving = asyncio.create_task(self._serve(), name=f"worker-{self.settings.kind}")
 
+    def tune(self, tune: Tune) -> None:
+        """Let the process do more or less from now on, and the ones after it."""
+        if tune == self._tuned:
+            return
+        self._tuned = tune
+        if self._process is not None:
+            self._process.send(tune)
+
     async def settled(self) -> None:
-        """Return once the first start has either succeeded or failed."""
+        """Return once the first start has either succeeded or failed, or waits to be asked for."""
         await self._settled.wait()
 
     async def stop(self) -> None:
@@ -194,17 +218,23 @@ class Worker:
         finally:
             self._forget(pending)
 
-    async def embed(self, texts: Sequence[str]) -> FloatArray:
+    async def embed(self, texts: Sequence[str], *, deadline_seconds: float | None = None) -> FloatArray:
         """Vectors of unit length, shape (texts, dimensions), in the order of the texts.
 
         Raises :class:`WorkerError` as :meth:`generate` does.
         """
-        pending = self._submit(Embed(self._take_id(), tuple(texts)), None)
+        return (await self.embed_counted(texts, deadline_seconds=deadline_seconds))[0]
+
+    async def embed_counted(
+        self, texts: Sequence[str], *, deadline_seconds: float | None = None
+    ) -> tuple[FloatArray, int]:
+        """As :meth:`embed`, and how many tokens the texts had together."""
+        pending = self._submit(Embed(self._take_id(), tuple(texts)), deadline_seconds)
         try:
             while True:
-                match await pending.replies.get():
+                match await _next_reply(pending):
                     case Vectors() as vectors:
-                        return _matrix(vectors, rows=len(texts))
+                        return _matrix(vectors, rows=len(texts)), vectors.tokens
                     case WorkerError() as error:
                         raise error
         finally:
@@ -232,6 +262,7 @@ class Worker:
         expires = None if deadline_seconds is None else time.monotonic() + deadline_seconds
         pending = _Pending(request, expires)
         self._pending[request.id] = pending
+        self._asked.set()
         if self._process is not None:  # else with the next process, together with all that waits
             self._send(pending, self._process)
         return pending
@@ -245,7 +276,7 @@ class Worker:
             left = max(0.0, pending.expires - time.monotonic())
             request = msgspec.structs.replace(request, deadline_seconds=left)
         process.send(request)
-        self._watch_silence(heard=False)
+        self._watch(heard=False)
 
     def _forget(self, pending: _Pending) -> None:
         """The asker has its last reply, or went away: then the worker must stop working on it."""
@@ -253,7 +284,7 @@ class Worker:
             return
         if self._process is not None and self._state is WorkerState.READY:
             self._process.send(Cancel(pending.request.id))
-            self._watch_silence(heard=False)
+            self._watch(heard=False)
 
     def _deliver(self, reply: Reply) -> None:
         match reply:
@@ -280,7 +311,14 @@ class Worker:
     async def _serve(self) -> None:
         """Run one process after another until cancelled."""
         while True:
+            if self._state is WorkerState.UNLOADED:
+                await self._until_asked()
+                self._move(WorkerState.STARTING, "asked")
             reason = await self._serve_one()
+            if reason is None:
+                self._failures = 0
+                self._move(WorkerState.UNLOADED, f"nobody asked for {self._keep_warm.idle_seconds:g} s")
+                continue
             self._failures += 1
             self.restarts += 1
             self._settle_after_death(reason)
@@ -295,41 +333,61 @@ class Worker:
             )
             self._move(WorkerState.STARTING, f"starting again after: {reason}")
 
-    async def _serve_one(self) -> str:
-        """Serve with one process until it is gone; returns why."""
+    async def _until_asked(self) -> None:
+        """Return once there is a request: the event may be about one that is over."""
+        while not self._pending:
+            self._asked.clear()
+            await self._asked.wait()
+
+    async def _serve_one(self) -> str | None:
+        """Serve with one process until it is gone; returns why, None where it was unloaded."""
         try:
             process = await WorkerProcess.start(
-                self.settings, self._socket_path, self._command, load_timeout_seconds=self._load_timeout_seconds
+                self.settings,
+                self._socket_path,
+                self._command,
+                load_timeout_seconds=self._load_timeout_seconds,
+                on_spawn=self._on_spawn,
             )
         except WorkerError as error:
             return error.message
         self._process, self.ready = process, process.ready
         reason = "hung up"
+        unloaded = False
         try:
             self._move(WorkerState.READY, process.ready.description)
+            if self._tuned is not None:
+                process.send(self._tuned)
             for pending in self._pending.values():
                 self._send(pending, process)
             await self._relay(process)
+            unloaded = self._process is None
         except FrameError as error:
             reason = f"sent garbage: {error}"
         except TimeoutError:
             reason = f"made no progress for {self._stalled_after_seconds:g} s"
         finally:
             self._process = self._silence = None
+            self._watch_idleness()
             # Cancelled here means stopping; a process that hung up or stalled is not waited for.
-            stopping = self._state is WorkerState.STOPPING
-            ending = await _end(process, STOP_GRACE_SECONDS if stopping else DEATH_GRACE_SECONDS)
-        return f"{reason}, {ending}"
+            told = unloaded or self._state is WorkerState.STOPPING
+            ending = await _end(process, STOP_GRACE_SECONDS if told else DEATH_GRACE_SECONDS)
+        return None if unloaded else f"{reason}, {ending}"
 
     async def _relay(self, process: WorkerProcess) -> None:
         """Hand out what the process says until it hangs up. Raises ``TimeoutError`` when it stalls."""
         async with asyncio.timeout(None) as self._silence, contextlib.aclosing(process.replies()) as replies:
-            self._watch_silence(heard=True)
+            self._watch(heard=True)
             async for reply in replies:
                 if not isinstance(reply, Alive | Ready):
                     self._failures = 0
                     self._deliver(reply)
-                self._watch_silence(heard=True)
+                self._watch(heard=True)
+
+    def _watch(self, *, heard: bool) -> None:
+        """What is asked, or how much, may have changed."""
+        self._watch_silence(heard=heard)
+        self._watch_idleness()
 
     def _watch_silence(self, *, heard: bool) -> None:
         """While nothing is asked, silence is right; while something is, the worker says it is alive.
@@ -341,8 +399,28 @@ class Worker:
             return
         if not self._pending:
             silence.reschedule(None)
-        elif heard or silence.when() is None:
-            silence.reschedule(asyncio.get_running_loop().time() + self._stalled_after_seconds)
+            return
+        limit = silence.when()
+        if limit is not None and not heard:
+            return
+        later = asyncio.get_running_loop().time() + self._stalled_after_seconds
+        if limit is None or later - limit > self._stalled_after_seconds * SILENCE_PRECISION:
+            silence.reschedule(later)
+
+    def _watch_idleness(self) -> None:
+        """Count the time for which a process is there and nothing asked, where the model need not be kept."""
+        seconds = self._keep_warm.unload_after_seconds(unfinished=len(self._pending))
+        if self._process is None or seconds is None:
+            if self._idleness is not None:
+                self._idleness.cancel()
+                self._idleness = None
+        elif self._idleness is None:
+            self._idleness = asyncio.get_running_loop().call_later(seconds, self._unload, self._process)
+
+    def _unload(self, process: WorkerProcess) -> None:
+        """From this moment on requests wait for the next process."""
+        self._process = self._idleness = None
+        process.hang_up()
 
     def _settle_after_death(self, reason: str) -> None:
         """Decide for each unfinished request whether it runs again."""
@@ -377,11 +455,13 @@ class Worker:
 
 async def _next_reply(pending: _Pending) -> Reply | Lost | WorkerError:
     """The next item for the asker; its deadline holds also while no process is there or it is silent."""
+    if pending.expires is None or not pending.replies.empty():
+        return await pending.replies.get()
     try:
         async with asyncio.timeout_at(pending.expires):  # the loop's clock is time.monotonic
             return await pending.replies.get()
     except TimeoutError:
-        return DeadlineError("the deadline came before the last token")
+        return DeadlineError("the deadline came before the work was done")
 
 
 async def _end(process: WorkerProcess, grace_seconds: float) -> str:

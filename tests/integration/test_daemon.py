@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import psutil
 import pytest
 
@@ -209,3 +210,43 @@ def test_status_is_json_all_the_way_down(tmp_path: Path) -> None:
     body = httpx.get(f"http://127.0.0.1:{process.port}/health", trust_env=False).text
     process.stop()
     assert set(json.loads(body)) >= {"status", "uptime", "model_loaded", "vector_store_ready", "conditions"}
+
+
+REPORT = {
+    "type": "object",
+    "properties": {
+        "severity": {"type": "integer", "minimum": 1, "maximum": 5},
+        "pressure": {"type": "string", "maxLength": 20},
+    },
+    "required": ["severity", "pressure"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.models
+@pytest.mark.timeout(300)
+async def test_an_answer_in_a_format_is_of_that_format_or_there_is_none(
+    tmp_path: Path, link_models: Callable[[Path], None]
+) -> None:
+    home = tmp_path / "home"
+    link_models(home)
+    asked = {"query": "At what pressure does the relief valve of pump P7 open?", "format": {"json_schema": REPORT}}
+    async with daemon(home, command=ENGINE_COMMAND, fake=False) as http:
+        await ready(http)
+        nothing = await http.post("/v1/query", json=asked)
+        await http.post("/v1/documents", json={"id": "p7", "text": MANUAL})
+        body = await ask(http, **asked, priority="alarm")
+        late = await http.post("/v1/query", json={**asked, "deadline_ms": 1})
+        bad = await http.post("/v1/query", json={**asked, "format": {"json_schema": {"minProperties": 1}}})
+        both = await http.post("/v1/query", json={**asked, "format": {"json_schema": {}, "grammar": "root ::= 1"}})
+    jsonschema.validate(json.loads(body["answer"]), REPORT)
+    assert body["step"] in ("generated", "unverified")
+    assert body["citations"]
+    refusals = [(each.status_code, each.json()["code"]) for each in (nothing, late, bad, both)]
+    assert refusals == [
+        (422, "unanswerable"),
+        (422, "unanswerable"),
+        (422, "output_format_invalid"),
+        (422, "request_invalid"),
+    ]
+    assert "minProperties" in bad.json()["detail"]

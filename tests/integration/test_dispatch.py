@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edged.errors import EdgedError, RequestError, StoreError
+from edged.events import dispatch as dispatch_module
 from edged.events.dispatch import Dispatcher
 from edged.events.event import Event, Incoming, Outcome
 from edged.events.inbox import Inbox
@@ -64,6 +65,7 @@ class Setup:
         self.progress: list[Delta | Restarted] = []
         self.all_closed = asyncio.Event()
         self.expected = 1
+        self.shedding = False
 
     def on_closed(self, event: Event, outcome: Outcome, _seconds: float) -> None:
         assert event.id not in self.closed
@@ -79,6 +81,7 @@ class Setup:
             self.health,
             decide=decide or (lambda event: Question(text=event.payload.decode())),
             concurrency=concurrency,
+            shedding=lambda: self.shedding,
             on_closed=self.on_closed,
             on_progress=lambda _event, item: self.progress.append(item),
             clock=lambda: NOW,
@@ -224,11 +227,13 @@ async def test_an_outcome_the_store_does_not_take_is_a_condition_and_is_tried_ag
         return await close_event(event_id, outcome, body)
 
     monkeypatch.setattr(setup.inbox, "close_event", failing)
+    monkeypatch.setattr(dispatch_module, "STORE_PAUSE_SECONDS", 0.01)
     await setup.accept("e1", "why?")
     async with serving(setup.dispatcher()):
         await setup.all_closed.wait()
     assert not setup.health.holds(STORE_FAILING)
     assert setup.closed == {"e1": Outcome.ANSWERED}
+    assert len(setup.answers.asked) == 1  # the answer was kept, not made again
 
 
 async def test_an_error_says_code_hint_and_facts() -> None:
@@ -240,3 +245,27 @@ async def test_an_error_says_code_hint_and_facts() -> None:
     assert body["error"] == {
         "code": "internal", "message": "broken", "hint": "mend it", "retryable": False, "facts": {"part": "pump"},
     }  # fmt: skip
+
+
+async def test_batch_events_wait_while_their_class_is_shed_and_hold_nobody_up(setup: Setup) -> None:
+    def decide(event: Event) -> Question:
+        text = event.payload.decode()
+        if text == "nonsense":
+            raise RequestError("no question")
+        return Question(text=text, priority="batch" if text.startswith("batch") else "interactive")
+
+    for number in range(5):
+        await setup.accept(f"b{number}", f"batch {number}")
+    await setup.accept("late", "batch late", expires_at=NOW - 1)
+    await setup.accept("bad", "nonsense")
+    await setup.accept("i", "now")
+    setup.expected, setup.shedding = 3, True
+    dispatcher = setup.dispatcher(decide, concurrency=1)
+    async with serving(dispatcher):
+        await setup.all_closed.wait()
+        assert setup.closed == {"late": Outcome.EXPIRED, "bad": Outcome.REJECTED, "i": Outcome.ANSWERED}
+        setup.all_closed.clear()
+        setup.expected, setup.shedding = 8, False
+        dispatcher.wake()
+        await setup.all_closed.wait()
+    assert {setup.closed[f"b{number}"] for number in range(5)} == {Outcome.ANSWERED}

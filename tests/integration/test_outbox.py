@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from edged.errors import DiskFullError
 from edged.events import outbox as outbox_module
 from edged.events.event import Incoming, Outcome, Outgoing
 from edged.events.inbox import Inbox
 from edged.events.outbox import DisconnectedError, Outbox, PublishRefusedError
-from edged.runtime.health import MQTT_REFUSED, Health
+from edged.runtime.health import MQTT_REFUSED, STORE_FAILING, Health
 
 
 class Broker:
@@ -132,6 +133,30 @@ async def test_a_refused_message_holds_up_nobody_and_is_tried_again(
         await broker.until(7)
         await emptied(inbox)
     assert set(broker.got) == {"good", *(f"bad{number}" for number in range(6))}
+
+
+async def test_an_answer_whose_publishing_cannot_be_recorded_is_sent_once(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "STORE_PAUSE_SECONDS", 0.01)
+    published, failures, health, mended = inbox.published, 3, Health(), asyncio.Event()
+    health.subscribe(lambda: None if health.holds(STORE_FAILING) else mended.set())
+
+    async def failing(seq: int) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise DiskFullError("no space left")
+        assert health.holds(STORE_FAILING)
+        await published(seq)
+
+    monkeypatch.setattr(inbox, "published", failing)
+    await close_one(inbox, "e1")
+    broker = Broker()
+    async with serving(Outbox(inbox, broker, health, window=4)):
+        await mended.wait()
+        await emptied(inbox)
+    assert broker.got == ["e1"]
 
 
 async def test_what_was_not_acknowledged_before_a_restart_is_sent_after_it(inbox: Inbox) -> None:

@@ -29,8 +29,8 @@ from edged.errors import (
 from edged.types import Segment
 from edged.workers import worker as worker_module
 from edged.workers.process import WorkerProcess
-from edged.workers.protocol import Cancel, Finished, Piece, Request, WorkerSettings
-from edged.workers.state import WorkerState
+from edged.workers.protocol import Cancel, Finished, Generate, Piece, Request, WorkerSettings
+from edged.workers.state import PINNED, KeepWarm, WorkerState
 from edged.workers.worker import Lost, Worker
 
 TESTS = Path(__file__).parents[1]
@@ -45,7 +45,9 @@ Say = Callable[[str], None]
 class Role:
     """A worker with the history of its states, and a way to wait for the next one."""
 
-    def __init__(self, folder: Path, *, stalled: float = 60.0, load: float = 60.0) -> None:
+    def __init__(
+        self, folder: Path, *, stalled: float = 60.0, load: float = 60.0, keep_warm: KeepWarm = PINNED
+    ) -> None:
         self.states: list[tuple[WorkerState, str]] = []
         self._changed = asyncio.Event()
         self.socket_path = folder / "run" / "w.sock"
@@ -54,6 +56,7 @@ class Role:
             self.socket_path,
             on_state=self._on_state,
             command=FAKE,
+            keep_warm=keep_warm,
             stalled_after_seconds=stalled,
             load_timeout_seconds=load,
         )
@@ -84,8 +87,10 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, *, stalled: float = 60.0, load: float = 60.0) -> AsyncIterator[Role]:
-    role = Role(folder, stalled=stalled, load=load)
+async def serving(
+    folder: Path, *, stalled: float = 60.0, load: float = 60.0, keep_warm: KeepWarm = PINNED
+) -> AsyncIterator[Role]:
+    role = Role(folder, stalled=stalled, load=load, keep_warm=keep_warm)
     role.worker.start()
     try:
         yield role
@@ -207,6 +212,7 @@ async def test_closing_a_stream_cancels_the_work_in_the_worker(tmp_path: Path, m
         async with contextlib.aclosing(stream):
             assert isinstance(await anext(stream), Piece)
         assert [type(request).__name__ for request in sent] == ["Generate", "Cancel"]
+        assert isinstance(sent[0], Generate)
         assert isinstance(sent[1], Cancel)
         assert sent[0].id == sent[1].id
         assert role.worker.unfinished == 0
@@ -251,6 +257,15 @@ async def test_a_deadline_in_the_middle_of_a_stream_is_a_named_error(tmp_path: P
         with pytest.raises(DeadlineError):
             await ask(role.worker, "pause=0.05 tokens=40", deadline=0.3)
         assert role.worker.unfinished == 0
+
+
+async def test_the_deadline_of_an_embedding_is_a_named_error(tmp_path: Path) -> None:
+    async with serving(tmp_path) as role:
+        await role.until(WorkerState.READY)
+        with pytest.raises(DeadlineError):
+            await role.worker.embed(["pause=30"], deadline_seconds=0.1)
+        assert role.worker.unfinished == 0
+        assert (await role.worker.embed(["soon"], deadline_seconds=LONGEST_SECONDS)).shape == (1, 384)
 
 
 @pytest.mark.parametrize("words", ["hang@start", "exit@start", "hang@request"])
@@ -462,9 +477,129 @@ async def test_a_slow_worker_that_says_it_is_alive_is_left_to_work(tmp_path: Pat
 
 async def test_a_worker_that_never_becomes_ready_is_killed_after_the_load_limit(tmp_path: Path, say: Say) -> None:
     say(f"hang@start counter={tmp_path / 'counter'} times=1")
-    async with serving(tmp_path, load=0.5) as role:
+    async with serving(tmp_path, load=2.0) as role:
         assert text_of(await ask(role.worker, "- At last.")) == "At last."
         assert "did not become ready: signal 9" in await role.until(WorkerState.BACKOFF)
+
+
+# --- a model that is not kept warm -----------------------------------------------------------------
+
+AT_ONCE = KeepWarm("idle", 0.0)
+SOON = KeepWarm("idle", 0.05)
+ON_DEMAND = KeepWarm("demand", 60.0)
+
+
+async def test_a_model_nobody_asks_is_unloaded_and_its_process_is_gone(tmp_path: Path) -> None:
+    async with serving(tmp_path, keep_warm=SOON) as role:
+        await role.until(WorkerState.READY)
+        pid = role.worker.pid
+        assert await role.until(WorkerState.UNLOADED) == "nobody asked for 0.05 s"
+        assert ended(pid)
+        assert role.worker.pid is None
+        assert role.worker.restarts == 0
+
+
+async def test_the_next_request_loads_an_unloaded_model_again(tmp_path: Path) -> None:
+    async with serving(tmp_path, keep_warm=SOON) as role:
+        for times in range(1, 4):
+            await role.until(WorkerState.UNLOADED, times=times)
+            items = await ask(role.worker, "- Awake again.")
+            assert text_of(items) == "Awake again."
+            assert Lost() not in items
+        await role.until(WorkerState.UNLOADED, times=4)
+        life = [WorkerState.STARTING, WorkerState.READY, WorkerState.UNLOADED]
+        assert [state for state, _ in role.states] == life * 4
+
+
+async def test_a_model_on_demand_is_not_loaded_before_the_first_request(tmp_path: Path) -> None:
+    async with serving(tmp_path, keep_warm=ON_DEMAND) as role:
+        await asyncio.wait_for(role.worker.settled(), LONGEST_SECONDS)
+        assert role.worker.state is WorkerState.UNLOADED
+        assert psutil.Process().children() == []
+        answers = await asyncio.gather(*(ask(role.worker, f"- Fact {number}.") for number in range(4)))
+        assert [text_of(items) for items in answers] == [f"Fact {number}." for number in range(4)]
+        assert [state for state, _ in role.states] == [WorkerState.UNLOADED, WorkerState.STARTING, WorkerState.READY]
+
+
+async def test_a_model_is_not_unloaded_under_a_request_however_long_it_takes(tmp_path: Path) -> None:
+    async with serving(tmp_path, keep_warm=SOON) as role:
+        items = await ask(role.worker, "pause=0.1 tokens=4")
+        assert text_of(items) == "word0 word1 word2 word3"
+        assert Lost() not in items
+        assert [state for state, _ in role.states] == [WorkerState.STARTING, WorkerState.READY]
+
+
+async def test_requests_made_at_every_moment_of_unloading_and_loading_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[asyncio.Task[list[Piece | Lost | Finished]]] = []
+    moments = 12
+    async with serving(tmp_path, keep_warm=AT_ONCE) as role:
+        unload, record = Worker._unload, role.worker._on_state
+
+        def ask_now() -> None:
+            if len(asked) < moments:
+                asked.append(asyncio.create_task(ask(role.worker, f"- Fact {len(asked)}.")))
+
+        def when_unloading(worker: Worker, process: WorkerProcess) -> None:
+            unload(worker, process)
+            ask_now()
+
+        def when_changed(state: WorkerState, why: str) -> None:
+            record(state, why)
+            ask_now()
+
+        monkeypatch.setattr(Worker, "_unload", when_unloading)
+        role.worker._on_state = when_changed
+        await eventually(lambda: len(asked) == moments)
+        answers = await asyncio.gather(*asked)
+        assert [text_of(items) for items in answers] == [f"Fact {number}." for number in range(moments)]
+        assert not any(Lost() in items for items in answers)
+        assert role.worker.unfinished == role.worker.restarts == 0
+        assert [state for state, _ in role.states].count(WorkerState.UNLOADED) >= 2
+
+
+async def test_a_request_made_while_an_idle_process_takes_its_time_to_end_is_answered_by_the_next(
+    tmp_path: Path, say: Say
+) -> None:
+    say("deaf")
+    async with serving(tmp_path, keep_warm=SOON) as role:
+        await role.until(WorkerState.READY)
+        pid = role.worker.pid
+        await eventually(lambda: role.worker.pid is None)
+        say("")
+        items = await ask(role.worker, "- By the next.")
+        assert text_of(items) == "By the next."
+        assert Lost() not in items
+        assert ended(pid)
+
+
+async def test_a_model_on_demand_that_cannot_be_loaded_says_so_and_recovers(tmp_path: Path, say: Say) -> None:
+    say(f"exit@start counter={tmp_path / 'counter'} times=4")
+    async with serving(tmp_path, keep_warm=KeepWarm("demand", 0.05)) as role:
+        with pytest.raises(WorkerUnavailableError, match="out of luck"):
+            await ask(role.worker, "anybody?")
+        await role.until(WorkerState.UNLOADED, times=2)
+        assert text_of(await ask(role.worker, "- Forgiven.")) == "Forgiven."
+
+
+async def test_a_deadline_holds_while_a_model_is_loaded_on_demand(tmp_path: Path, say: Say) -> None:
+    say("hang@start")
+    async with serving(tmp_path, keep_warm=ON_DEMAND) as role:
+        with pytest.raises(DeadlineError):
+            await ask(role.worker, "now", deadline=0.2)
+        with pytest.raises(DeadlineError):
+            await role.worker.embed(["now"], deadline_seconds=0.2)
+        assert role.worker.unfinished == 0
+
+
+async def test_an_unloaded_worker_stops_and_starts_again(tmp_path: Path) -> None:
+    async with serving(tmp_path, keep_warm=ON_DEMAND) as role:
+        await asyncio.sleep(0)
+        await role.worker.stop()
+        assert [state for state, _ in role.states][-2:] == [WorkerState.STOPPING, WorkerState.STOPPED]
+        role.worker.start()
+        assert text_of(await ask(role.worker, "- Again.")) == "Again."
 
 
 # --- stopping --------------------------------------------------------------------------------------

@@ -77,6 +77,15 @@ def test_what_is_said_of_something_farther_from_the_question_does_not_stand() ->
     assert check("When does the pump of the skid halt?", answer, facts, similarities=near).objection == ""
 
 
+def test_a_sentence_with_every_word_of_the_question_is_not_too_far_whatever_the_vectors_say() -> None:
+    row = "Part number: PX-4410; Description: Seal; Pump: CP-250"
+    facts = shown(row, "Part PX-4410 is the mechanical seal of the CP-250 pump.")
+    answer = "Part PX-4410 of the CP-250 pump is the mechanical seal."
+    vectors = {facts[0].sentence_id: 0.8, facts[1].sentence_id: 0.6}
+    assert check("What is part PX-4410 of the CP-250 pump?", answer, facts, similarities=vectors).objection == ""
+    assert "not the one" in check("What is the PX-4410 diameter?", answer, facts, similarities=vectors).objection
+
+
 def test_a_code_of_one_sentence_with_the_words_of_another_does_not_stand() -> None:
     facts = shown(OTHER_FAULT, "Fault E-227 on the RS-75 compressor means that the inlet valve does not close.")
     answer = "Fault E-227 means that the oil separator element is saturated."
@@ -96,6 +105,19 @@ def test_a_code_of_the_question_may_be_named_where_the_sentence_leaves_it_out() 
     facts = shown("The return filter element of the power unit lies in the box.")
     answer = "HK-2280 is the return filter element of the power unit."
     assert check("What is the box HK-2280?", answer, facts).objection == ""
+
+
+def test_a_number_counts_by_its_value_however_many_decimals_are_written() -> None:
+    facts = shown("The exhaust valve clearance of the engine is 0.50 mm, the inlet valve's 0.30 mm.")
+    asked = "What is the exhaust valve clearance of the engine?"
+    assert check(asked, "The exhaust valve clearance of the engine is 0.5 mm.", facts).objection == ""
+    assert check(asked, "The exhaust valve clearance of the engine is 0.05 mm.", facts).objection
+
+
+def test_an_ordinal_of_the_question_is_no_code_that_the_sentence_must_name() -> None:
+    facts = shown("The inspection of the 2nd year takes a day.", "After two years the filter of the pump is replaced.")
+    answer = "After two years the filter of the pump is replaced."
+    assert check("Which filter of the pump is replaced in the 2nd year?", answer, facts).objection == ""
 
 
 def test_the_reading_of_the_event_is_evidence() -> None:

@@ -144,8 +144,8 @@ def test_with_json_an_error_is_json_on_stderr() -> None:
 def test_serve_hands_its_options_to_the_daemon(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     served: list[Config] = []
 
-    def serve(config: Config) -> int:
-        served.append(config)
+    def serve(config: Config, read_again: Callable[[], Config]) -> int:
+        served.extend([config, read_again()])
         return 7
 
     monkeypatch.setattr(daemon, "serve", serve)
@@ -153,6 +153,7 @@ def test_serve_hands_its_options_to_the_daemon(monkeypatch: pytest.MonkeyPatch, 
     file.write_text("[log]\nlevel = 'error'\n")
     result = edged("serve", "--config", str(file), "--host", "127.0.0.1:4000", "--model-path", "/m.gguf")
     assert result.exit_code == 7
+    assert served[0] == served[1]
     assert served[0].http.listen == "127.0.0.1:4000"
     assert (served[0].chat.path, served[0].log.level) == (Path("/m.gguf"), "error")
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import typer
 
 from edged.cli import app
-from edged.config import settings
+from edged.config import LIVE, settings
 from edged.errors import HTTP_STATUS
 from edged.gateway.http import create_app
 from edged.runtime.health import KINDS
@@ -24,7 +24,8 @@ HEAD = """\
 
 One TOML file: `--config`, else `$EDGED_CONFIG`, else `<home>/edged.toml` where it exists. Unknown keys are errors.
 Every setting but those of `[[events.topics]]` also has an environment variable, which goes over the file:
-`http.listen` is `EDGED_HTTP__LISTEN`. `edged check` says what differs from the defaults. This page is made from
+`http.listen` is `EDGED_HTTP__LISTEN`. `edged check` says what differs from the defaults. What is marked ↻ changes
+without a restart: edit the file, then `systemctl reload edged`, or send SIGHUP. This page is made from
 `edged/config.py`."""
 TYPES = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}
 
@@ -34,7 +35,8 @@ def render_settings() -> str:
     tables: dict[str, list[str]] = {}
     for name, field in settings():
         table, _, key = name.rpartition(".")
-        row = f"| `{key}` | {type_of(field)} | {default_of(field)} | {description_of(field)} |"
+        mark = " ↻" if field.json_schema_extra == LIVE else ""
+        row = f"| `{key}`{mark} | {type_of(field)} | {default_of(field)} | {description_of(field)} |"
         tables.setdefault(table, []).append(row)
     parts = [HEAD]
     for table, rows in tables.items():
@@ -131,7 +133,15 @@ def test_cli_md_describes_every_option_and_no_other() -> None:
 def routes() -> Iterator[str]:
     nobody: Any = None
     described = create_app(
-        answers=nobody, documents=nobody, status=nobody, metrics=bytes, api_key=None, max_body_bytes=1
+        answers=nobody,
+        documents=nobody,
+        status=nobody,
+        metrics=bytes,
+        chats=nobody,
+        embedders=nobody,
+        rollouts=nobody,
+        api_key=None,
+        max_body_bytes=1,
     ).openapi()
     for path, methods in described["paths"].items():
         for method in methods:

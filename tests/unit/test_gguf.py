@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edged.errors import GgufError
-from edged.models.gguf import TENSOR_TYPES, GgufHeader, estimate_memory, read_header
+from edged.models.gguf import TENSOR_TYPES, GgufHeader, read_header
 from tests.gguf_files import ARRAY, F32, Q4_0, STRING, gguf_bytes
 
 CHAT_MODEL = gguf_bytes(
@@ -48,20 +48,7 @@ def test_a_header_tells_what_the_model_is(tmp_path: Path) -> None:
     assert (header.bos_token, header.eos_token, header.adds_bos) == ("<s>", "</s>", True)
     assert (header.vocabulary_size, header.chat_template, header.causal) == (3, "{{ messages }}", True)
     assert (header.tensor_count, header.tensor_bytes, header.file_bytes) == (2, 104, len(CHAT_MODEL))
-
-
-def test_memory_is_weights_plus_keys_and_values_in_f16(tmp_path: Path) -> None:
-    header = read(tmp_path, CHAT_MODEL)
-    assert estimate_memory(header, 0) == 104
-    assert estimate_memory(header, 10) == 104 + 10 * 3 * 2 * (16 + 16) * 2
-
-
-def test_an_encoder_keeps_no_keys_and_values(tmp_path: Path) -> None:
-    header = read(
-        tmp_path,
-        gguf_bytes({"llama.attention.causal": False, "llama.block_count": 2, "llama.attention.head_count": 1}),
-    )
-    assert estimate_memory(header, 512) == header.tensor_bytes == 512
+    assert header.tensor_bytes_by_type == {"Q4_0": 72, "F32": 32}
 
 
 def test_per_block_head_counts_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -129,7 +116,7 @@ def test_a_flipped_piece_is_read_or_a_gguf_error(tmp_path: Path, position: int, 
         header = read(tmp_path, broken)
     except GgufError:
         return
-    assert estimate_memory(header, 4096) >= 0
+    assert sum(header.tensor_bytes_by_type.values()) == header.tensor_bytes >= 0
 
 
 def test_a_length_from_the_file_is_never_allocated_unread(tmp_path: Path) -> None:

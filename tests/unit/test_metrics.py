@@ -3,6 +3,7 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edged.hardware.usage import Usage
 from edged.runtime import health as conditions
 from edged.runtime.health import KINDS, Health
 from edged.runtime.metrics import Metrics
@@ -66,6 +67,17 @@ def test_a_watched_gauge_is_read_when_asked_for(metrics: Metrics) -> None:
     values = iter([3.0, 5.0])
     metrics.watch("edged_events_open", "Events without an outcome", lambda: next(values))
     assert [samples(metrics)["edged_events_open", ()] for _ in range(2)] == [3.0, 5.0]
+
+
+def test_the_memory_and_page_faults_of_running_workers_are_read_when_asked_for(metrics: Metrics) -> None:
+    running = {"chat": Usage(resident_bytes=100_000_000, minor_faults=12_049, major_faults=6)}
+    metrics.watch_workers(lambda: running)
+    found = samples(metrics)
+    assert found["edged_worker_resident_bytes", ("chat",)] == 100_000_000
+    assert found["edged_worker_page_faults_total", ("minor", "chat")] == 12_049
+    assert found["edged_worker_page_faults_total", ("major", "chat")] == 6
+    running.clear()
+    assert ("edged_worker_resident_bytes", ("chat",)) not in samples(metrics)
 
 
 def test_two_daemons_in_one_process_count_apart(metrics: Metrics) -> None:

@@ -1,4 +1,4 @@
-"""From the cores and the quota of a device to the threads of its workers."""
+"""From the cores and the quota of a device to what each process gets."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.hardware import detect
-from edged.hardware.detect import Cpu
-from edged.hardware.placement import Placement, place
+from edged.hardware.cores import Core, read_cores
+from edged.hardware.placement import Machine, Strain, Wishes, place
+from tests import sysfs
+
+Board = tuple[str, list[sysfs.CpuFiles]]
 
 
 @pytest.mark.parametrize(
@@ -17,30 +20,127 @@ from edged.hardware.placement import Placement, place
     [
         (1, None, 1, 1),
         (2, None, 2, 1),
-        (4, None, 4, 2),
+        (4, None, 3, 1),
         (8, 2.0, 2, 1),
         (8, 2.9, 2, 1),
         (2, 0.35, 1, 1),
         (2, 1.99, 1, 1),
-        (4, 16.0, 4, 2),
+        (4, 16.0, 3, 1),
     ],
 )
 def test_no_more_threads_than_cores_or_whole_cores_of_quota(
     cores: int, quota: float | None, chat: int, embed: int
 ) -> None:
-    assert place(Cpu(cores, quota)) == Placement(chat, embed)
+    placement = place(Machine.of(cores, quota))
+    assert (placement.chat_threads, placement.embed_threads) == (chat, embed)
 
 
-@given(st.integers(1, 512), st.none() | st.floats(0.01, 1024))
-def test_a_thread_is_never_without_a_core_or_its_quota(cores: int, quota: float | None) -> None:
-    placement = place(Cpu(cores, quota))
-    allowed = max(1.0, min(cores, cores if quota is None else quota))
-    assert 1 <= placement.embed_threads <= placement.chat_threads <= allowed
+@pytest.mark.parametrize(
+    ("board", "chat", "threads", "rest"),
+    [
+        (sysfs.PI4, (0, 1, 2), 3, (3,)),
+        (sysfs.PI5, (0, 1, 2), 3, (3,)),
+        (sysfs.RK3588, (4, 5, 6, 7), 4, (0, 1, 2, 3)),
+        (sysfs.RK3399, (4, 5), 2, (0, 1, 2, 3)),
+        (sysfs.ORIN_NX_15W, (0, 1, 2), 3, (3,)),
+        (sysfs.X86_4C8T, (0, 1, 2, 3, 4, 5), 4, (6, 7)),
+        (sysfs.VM, (0, 1), 2, (0, 1)),
+    ],
+)
+def test_the_chat_worker_gets_the_fastest_cores_and_the_others_the_rest(
+    board: Board, chat: tuple[int, ...], threads: int, rest: tuple[int, ...], tmp_path: Path
+) -> None:
+    placement = place(Machine(cores=read_cores(sysfs.write_cpus(tmp_path, *board))))
+    assert (placement.chat.cores, placement.chat.threads) == (chat, threads)
+    assert placement.embed.cores == placement.daemon.cores == rest
 
 
-def test_configured_threads_are_taken_as_they_are() -> None:
-    assert place(Cpu(2, 0.5), chat_threads=4, embed_threads=3) == Placement(4, 3)
-    assert place(Cpu(8, None), chat_threads=2) == Placement(2, 1)
+def test_where_all_share_the_cores_weights_decide() -> None:
+    placement = place(Machine.of(2))
+    assert placement.chat.cores == placement.embed.cores == placement.daemon.cores
+    assert placement.embed.weight < placement.chat.weight < placement.daemon.weight
+
+
+def test_a_share_of_the_machine_is_a_quota_and_fewer_threads() -> None:
+    placement = place(Machine.of(4), Wishes(share=0.5))
+    assert (placement.chat.quota_cores, placement.chat.threads) == (2.0, 2)
+    assert place(Machine.of(4, quota_cores=1.0), Wishes(share=0.5)).chat.quota_cores == 1.0
+    assert place(Machine.of(4)).chat.quota_cores is None
+
+
+def test_configured_threads_are_taken_as_they_are_and_get_as_many_cores_as_there_are() -> None:
+    placement = place(Machine.of(2, 0.5), Wishes(chat_threads=4, embed_threads=3))
+    assert (placement.chat_threads, placement.embed_threads) == (4, 3)
+    assert place(Machine.of(4), Wishes(chat_threads=4)).chat.cores == (0, 1, 2, 3)
+    assert place(Machine.of(8), Wishes(chat_threads=2)).embed_threads == 1
+
+
+def test_reserved_cores_are_as_many_as_there_are_threads_and_nobody_elses() -> None:
+    placement = place(Machine.of(8), Wishes(reserve_cores=True, chat_threads=3))
+    assert placement.reserved == placement.chat.cores == (0, 1, 2)
+    assert placement.daemon.cores == (3, 4, 5, 6, 7)
+    two = place(Machine.of(2, quota_cores=1.5), Wishes(reserve_cores=True))
+    assert (two.reserved, two.daemon.cores) == ((0,), (1,))
+
+
+def test_where_the_chat_worker_needs_all_cores_none_is_reserved() -> None:
+    assert place(Machine.of(2), Wishes(reserve_cores=True)).reserved == ()
+
+
+def test_beside_a_neighbour_that_keeps_a_core_one_thread_fewer_computes() -> None:
+    assert place(Machine.of(4), strain=Strain(crowded=True)).chat.threads == 2
+    assert place(Machine.of(1), strain=Strain(crowded=True)).chat.threads == 1
+
+
+def test_heat_leaves_a_share_of_the_threads_and_at_least_one() -> None:
+    assert [place(Machine.of(8), strain=Strain(thread_share=s)).chat.threads for s in (1.0, 0.75, 0.5, 0.0)] == [
+        6,
+        4,
+        3,
+        1,
+    ]
+
+
+def test_a_worker_may_take_more_than_its_model_needs_and_less_than_all() -> None:
+    needed = 362_000_000
+    chat = place(Machine.of(2), chat_bytes=needed).chat
+    assert chat.memory_high is not None
+    assert chat.memory_max is not None
+    assert needed * 1.05 < chat.memory_high < chat.memory_max < 2 * needed
+    assert chat.memory_high % 65_536 == chat.memory_max % 65_536 == 0
+    assert place(Machine.of(2)).chat.memory_max is None
+
+
+speeds = st.sampled_from([0.3, 0.5, 0.79, 0.8, 0.9, 1.0])
+quotas = st.none() | st.floats(0.01, 64)
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Machine:
+    found = draw(st.lists(speeds, min_size=1, max_size=16))
+    pairs = draw(st.booleans()) and len(found) > 1
+    cores = tuple(Core(n, s, frozenset({n, n ^ 1}) if pairs else frozenset({n})) for n, s in enumerate(found))
+    return Machine(cores=cores, quota_cores=draw(quotas), memory_bytes=draw(st.none() | st.just(1 << 32)))
+
+
+@given(machines(), st.floats(0.01, 1), st.booleans(), st.booleans(), st.floats(0, 1))
+def test_whatever_the_device_no_thread_is_without_a_core_or_its_quota(
+    machine: Machine, share: float, reserve: bool, crowded: bool, thread_share: float
+) -> None:
+    wishes = Wishes(share=share, reserve_cores=reserve)
+    placement = place(machine, wishes, strain=Strain(crowded=crowded, thread_share=thread_share))
+    all_cores = {core.number for core in machine.cores}
+    for bounds in (placement.chat, placement.embed, placement.daemon):
+        assert bounds.cores
+        assert set(bounds.cores) <= all_cores
+    chat = placement.chat
+    assert 1 <= chat.threads <= len(chat.cores)
+    assert chat.threads <= max(1.0, chat.quota_cores or len(all_cores))
+    assert placement.embed.threads <= len(placement.embed.cores)
+    assert not set(placement.reserved) & set(placement.daemon.cores)
+    unstrained = place(machine, wishes)
+    assert chat.threads <= unstrained.chat.threads
+    assert chat.cores == unstrained.chat.cores
 
 
 # --- what the device says --------------------------------------------------------------------------
@@ -64,7 +164,7 @@ class Tree:
         self._write(self.root / mount / group / "cpu.cfs_period_us", str(period))
 
     def quota(self) -> float | None:
-        return detect.cpu(self.root, self.membership).quota_cores
+        return detect.machine(self.root, self.membership).quota_cores
 
     @staticmethod
     def _write(file: Path, text: str) -> None:
@@ -137,4 +237,10 @@ def test_a_group_whose_name_is_not_ascii_is_read_all_the_same(tree: Tree) -> Non
 
 
 def test_cores_are_those_of_the_affinity_mask(tree: Tree) -> None:
-    assert detect.cpu(tree.root, tree.membership).cores == len(os.sched_getaffinity(0))
+    machine = detect.machine(tree.root, tree.membership)
+    assert {core.number for core in machine.cores} == os.sched_getaffinity(0)
+
+
+def test_cores_that_sysfs_says_nothing_of_count_as_equal(tree: Tree, tmp_path: Path) -> None:
+    machine = detect.machine(tree.root, tree.membership, tmp_path / "none")
+    assert {core.speed for core in machine.cores} == {1.0}

@@ -24,6 +24,7 @@ from edged.workers.protocol import (
     Ready,
     Reply,
     Request,
+    Tune,
     Vectors,
     WorkerSettings,
     decode_reply,
@@ -47,6 +48,7 @@ REQUESTS: list[Request] = [
     Generate(id=3, prompt=(), max_tokens=1, output=Grammar('root ::= "a"')),
     Embed(3, ("one", "", "drei °C")),
     Cancel(2**40),
+    Tune(sequences=4, threads=2, prefix_cache_bytes=1 << 20),
 ]
 REPLIES: list[Reply] = [
     Ready(pid=1, description="d", context_tokens=2, dimensions=3, system="s"),

@@ -109,6 +109,6 @@ def test_spans_are_ordered_complete_and_exact(text: str, offset: int) -> None:
 def test_time_grows_linearly(pattern: str) -> None:
     """A megabyte of one repeated pattern is split in about a second."""
     text = pattern * (1_000_000 // len(pattern))
-    started = time.perf_counter()
+    started = time.process_time()
     split(text)
-    assert time.perf_counter() - started < 6
+    assert time.process_time() - started < 6

@@ -201,10 +201,10 @@ def test_any_text_is_read_without_error(answer: str, evidence: list[str]) -> Non
 def test_time_grows_linearly(pattern: str) -> None:
     """A long answer of one pattern costs no more than its length."""
     text = pattern * (20_000 // len(pattern))
-    started = time.perf_counter()
+    started = time.process_time()
     verify(text, ["5 bar"])
     verify("5 bar", [text])
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_unsupported_words_counts_inventions() -> None:

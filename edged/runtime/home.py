@@ -1,0 +1,34 @@
+"""A home directory belongs to one process: two daemons over the same databases would each believe they own them."""
+
+import contextlib
+import errno
+import fcntl
+from collections.abc import Iterator
+
+from edged.config import Config
+from edged.errors import ConfigError, DiskFullError, HomeInUseError
+
+
+@contextlib.contextmanager
+def hold_home(config: Config) -> Iterator[None]:
+    """Hold the lock of the home directory, which is made when it is missing.
+
+    The kernel lets go of it when the process ends, however that happens.
+    Raises :class:`HomeInUseError` while another holds it, :class:`ConfigError` or :class:`DiskFullError`.
+    """
+    try:
+        config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (config.run_dir / "lock").open("w")
+    except OSError as error:
+        kind = DiskFullError if error.errno == errno.ENOSPC else ConfigError
+        raise kind(
+            f"cannot use the home directory {config.home}: {error.strerror}", hint="set EDGED_HOME to one you may write"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise HomeInUseError(
+                f"another edged runs in {config.home}", hint="stop it, or give this one its own home (EDGED_HOME)"
+            ) from error
+        yield

@@ -1,0 +1,502 @@
+# shellcheck shell=bash
+# edged as a service of systemd: installed, upgraded with a way back, removed. Sourced by install-edge.sh, never run.
+#
+# Each version has a directory of its own below the prefix, and the link `current` says which one serves. A version is
+# made and tried beside the one that serves; only then is the service stopped, for as long as a start takes.
+
+: "${here:?} ${architecture:?} ${offline:?} ${dry_run:?} ${purge:?}" # install-edge.sh sets them
+
+# shellcheck source=scripts/board.sh
+source "$here/scripts/board.sh"
+readonly service_user=edged
+readonly config_dir=/etc/edged
+readonly data_dir=/var/lib/edged
+readonly cache_dir=/var/cache/edged
+readonly unit_dir=/etc/systemd/system
+readonly units=(edged.service edged.socket edged.slice)
+readonly gpu_drop_in="$unit_dir/edged.service.d/gpu.conf"
+readonly command_path=/usr/local/bin/edged
+readonly wrapper_mark="# Made by install-edge.sh: edged with the service's configuration."
+readonly venv_megabytes=700           # one version and the models
+readonly build_megabytes=1500         # llama.cpp's source, its objects and the tools that build it
+readonly ready_seconds="${EDGED_READY_SECONDS:-900}" # for a start with its models, on a slow board
+readonly starts_that_fail=3           # a version that ended so often is not waited for any longer
+
+# shellcheck source=scripts/broker.sh
+source "$here/scripts/broker.sh"
+
+unpacked=""       # the bundle, checked
+switching_from="" # the version to go back to while another one is tried
+scratch=""        # removed at the end
+
+# --- this machine ---------------------------------------------------------------------------------------
+
+check_service_machine() {
+    need_space "$prefix" "$venv_megabytes" "edged and its models"
+    need_python
+    [[ "$broker" != local ]] || need_tool mosquitto_passwd mosquitto
+    [[ -z "$unpacked" ]] || return 0
+    cached_wheel >/dev/null && return
+    need_compiler
+    need_space "$(wheel_directory)" "$build_megabytes" "compiling llama.cpp"
+}
+
+# Replaces llama-wheel.sh's: with CUDA it is another build for the same processor.
+llama_key() {
+    printf '%s-%s-%s%s\n' "$(llama_version)" "$(uname -m)" "$(processor_hash)" \
+        "$([[ "$(llama_flags)" != *CUDA* ]] || printf -- '-cuda%s' "$(cuda_architecture)")"
+}
+
+# Everything that can be refused is refused here, before anything is changed.
+check_service() {
+    local board
+    [[ "$(getconf LONG_BIT)" == 64 ]] || give_up "edged needs a 64-bit Linux" "Nothing was changed."
+    board="$(board_name)"
+    [[ "$architecture" == auto || "$architecture" == "$(debian_architecture)" ]] ||
+        give_up "this machine is $(debian_architecture), not $architecture" "Nothing was changed."
+    say "$(describe_board "$board"), $(nproc) cores; edged goes to $prefix"
+    [[ "$broker" != local ]] || check_broker
+    [[ -z "$bundle" ]] || open_bundle
+    if [[ "$offline" == yes ]]; then
+        offline_packages
+        check_service_machine
+        lacks_nothing || { report_missing && give_up "" "Nothing was changed: --offline takes nothing from the network."; }
+    elif [[ "$dry_run" == yes ]]; then
+        check_service_machine
+    else
+        ensure_machine check_service_machine || give_up "" "edged was left as it was."
+    fi
+}
+
+# Into a directory of root's beside the versions: what is installed from it must be what was checked.
+open_bundle() {
+    local python complaint
+    offline=yes
+    [[ -e "$bundle" ]] || give_up "there is no bundle $bundle" "Nothing was changed."
+    python="$(find_python)" || give_up "the bundle cannot be checked: there is no Python it could serve with" "Nothing was changed."
+    need_space "$prefix" "$(($(du -sm "$bundle" | cut -f 1) + venv_megabytes))" "the bundle and what it holds"
+    lacks_nothing || { report_missing && give_up "" "Nothing was changed."; }
+    make_scratch
+    complaint="$("$python" "$here/scripts/bundle.py" "$bundle" "$scratch/bundle" "$(uname -m)" \
+        "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" 2>&1 >/dev/null)" ||
+        give_up "the bundle $bundle cannot be used: $complaint" "Nothing was changed. Copy or make it again."
+    unpacked="$scratch/bundle"
+    say "the bundle is whole"
+}
+
+make_scratch() {
+    local parent="$prefix"
+    [[ "$dry_run" == no ]] || parent=/var/tmp
+    [[ -n "$scratch" ]] || { mkdir -p "$parent" && scratch="$(mktemp -d "$parent/.install.XXXXXX")"; }
+}
+
+# Debian packages that came with the bundle, those that are not installed yet.
+offline_packages() {
+    local package wanted=()
+    [[ -n "$unpacked" && "$dry_run" == no ]] || return 0
+    for package in "$unpacked"/debs/*.deb; do
+        [[ ! -f "$package" ]] || is_installed "$package" || wanted+=("$package")
+    done
+    ((${#wanted[@]} == 0)) || DEBIAN_FRONTEND=noninteractive dpkg --install "${wanted[@]}" >"$scratch/dpkg.log" 2>&1 ||
+        failed_logged "$scratch/dpkg.log" "install the bundle's Debian packages"
+}
+
+is_installed() {
+    dpkg-query --show --showformat '${db:Status-Status}' "$(dpkg-deb --field "$1" Package)" 2>/dev/null | grep -qx installed
+}
+
+# --- what is wanted and what is there ---------------------------------------------------------------------
+
+# A name for what would be installed: its version, and a sum of all it is made from.
+wanted_version() {
+    local version content
+    version="$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/pyproject.toml")"
+    if [[ -n "$unpacked" ]]; then
+        version="$(sed -n 's/^ *"edged": *"\([^"]*\)".*/\1/p' "$unpacked/manifest.json" | head -n 1)"
+        content="$(cat "$unpacked/manifest.json" "$here"/systemd/* | sha256sum)"
+    else
+        content="$({
+            cd "$here" && llama_key && find edged models systemd pyproject.toml README.md LICENSE -type f \
+                -not -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+        } | sha256sum)"
+    fi
+    printf '%s-%s\n' "${version:-0}" "${content:0:12}"
+}
+
+current_version() {
+    basename "$(readlink "$prefix/current" 2>/dev/null || true)"
+}
+
+is_whole() {
+    [[ -f "$prefix/versions/$1/whole" ]] && venv_works "$prefix/versions/$1"
+}
+
+# serves NAME: it is whole, it is the current one, and it is well.
+serves() {
+    is_whole "$1" && [[ "$(current_version)" == "$1" ]] && as_edged "$prefix/current/bin/edged" status &>/dev/null
+}
+
+# --- user, directories, key, configuration ------------------------------------------------------------------
+
+prepare_service() {
+    mkdir -p "$state" || give_up "cannot write to $prefix" "Nothing was changed. Choose another --prefix."
+    exec 9>"$state/lock"
+    flock -n 9 || give_up "another install-edge.sh is at work in $prefix" "Wait for it to end, then run this again."
+}
+
+make_user() {
+    getent passwd "$service_user" >/dev/null ||
+        useradd --system --user-group --home-dir "$data_dir" --no-create-home --shell /usr/sbin/nologin "$service_user"
+    install -d -o root -g "$service_user" -m 750 "$config_dir"
+    install -d -o "$service_user" -g "$service_user" -m 750 "$data_dir" "$cache_dir"
+    make_secret "$config_dir/api-key" "root:$service_user" 640
+    [[ "$(board_name)" != jetson ]] || let_gpu_in
+}
+
+# place FILE OWNER:GROUP MODE: what stands on standard input, all or nothing.
+place() {
+    local new="$1.new"
+    (umask 077 && cat >"$new")
+    chown "$2" "$new"
+    chmod "$3" "$new"
+    mv "$new" "$1"
+}
+
+# make_secret FILE OWNER:GROUP MODE: 32 random bytes, in hex, once.
+make_secret() {
+    [[ ! -s "$1" ]] || return 0
+    printf '%s\n' "$(od -An -v -tx1 -N 32 /dev/urandom | tr -d ' \n')" | place "$1" "$2" "$3"
+    say "made: $1"
+}
+
+make_config() {
+    local file="$config_dir/edged.toml"
+    if [[ -e "$file" ]]; then
+        say "kept: $file"
+        [[ -z "$broker$model" ]] || say "--broker and --model are for a new installation: there, change mqtt.* or chat.model"
+        return
+    fi
+    config_text | place "$file" "root:$service_user" 640
+    say "made: $file"
+}
+
+config_text() {
+    printf '# docs/CONFIG.md lists every setting. Check with "edged check", then "systemctl reload edged".\n'
+    printf 'home = "%s"\ncache = "%s"\n\n[http]\napi_key_file = "%s"\n' "$data_dir" "$cache_dir" "$config_dir/api-key"
+    if [[ "$broker" == local ]]; then
+        printf '\n[mqtt]\nurl = "mqtt://127.0.0.1:1883"\nusername = "edged"\npassword_file = "%s"\n' "$config_dir/mqtt-password"
+    elif [[ -n "$broker" ]]; then
+        printf '\n[mqtt]\nurl = "%s"\n' "$broker"
+    fi
+    [[ -z "$model" ]] || printf '\n[chat]\nmodel = "%s"\n' "$model"
+}
+
+# The unit hides all devices: a Jetson's GPU is reached through some of them.
+let_gpu_in() {
+    mkdir -p "${gpu_drop_in%/*}"
+    printf '# Made by install-edge.sh on a Jetson.\n[Service]\nPrivateDevices=no\nDevicePolicy=auto\nSupplementaryGroups=video\n' |
+        place "$gpu_drop_in" root:root 644
+}
+
+# --- a version ------------------------------------------------------------------------------------------------
+
+# make_version NAME: whole or not at all.
+make_version() {
+    local directory="$prefix/versions/$1" from=()
+    is_whole "$1" && say "$directory is there" && return
+    rm -rf "$directory"
+    mkdir -p "$prefix/versions"
+    run_logged venv "make the Python environment" "$(find_python python_makes_venvs)" -m venv "$directory"
+    if [[ -n "$unpacked" ]]; then
+        from=(--no-index --find-links "$unpacked/wheels" edged)
+    else
+        make_service_wheel "$directory"
+        run_logged pip-llama "install llama-cpp-python" \
+            "$directory/bin/python" -m pip install --force-reinstall --no-deps "$(cached_wheel)"
+        from=("${here}[convert]")
+    fi
+    say "edged and the packages it needs"
+    run_logged pip-edged "install edged" "$directory/bin/python" -m pip install "${pip_options[@]}" "${from[@]}"
+    run_logged import "load llama.cpp" "$directory/bin/python" -c 'import edged, llama_cpp'
+    install -D -m 644 -t "$directory/share/doc/edged" "$here"/docs/*.md
+    install -D -m 644 -t "$directory/systemd" "$here"/systemd/*
+    sed -i "s|/opt/edged|$prefix|g" "$directory"/systemd/*
+    touch "$directory/whole"
+}
+
+make_service_wheel() {
+    local log="$state/llama-build.log"
+    cached_wheel >/dev/null && return
+    CMAKE_ARGS="$(llama_flags | tr '\n' ' ')" build_wheel "$1/bin/python" "$log" || failed_logged "$log" "compile llama.cpp"
+}
+
+# as_edged COMMAND…: as the service runs it, but for what systemd keeps from it.
+as_edged() {
+    (cd "$data_dir" && exec setpriv --reuid "$service_user" --regid "$service_user" --init-groups \
+        env -i PATH="$PATH" HOME="$data_dir" LANG=C.UTF-8 EDGED_CONFIG="$config_dir/edged.toml" "$@" 9>&-)
+}
+
+pull_service_models() {
+    local file
+    if [[ -n "$unpacked" && -d "$unpacked/models" ]]; then
+        install -d -o "$service_user" -g "$service_user" -m 750 "$cache_dir/models"
+        for file in "$unpacked"/models/*; do
+            install -o "$service_user" -g "$service_user" -m 640 "$file" "$cache_dir/models/"
+        done
+    fi
+    as_edged "$prefix/versions/$1/bin/edged" models pull ||
+        give_up "could not bring the models" "$(what_is_left)" "Once the cause is mended, run this again."
+}
+
+# The new version reads the configuration that is there, and brings copies of the stores to its schema.
+rehearse() {
+    local edged="$prefix/versions/$1/bin/edged"
+    as_edged "$edged" check --stores >"$state/check.log" 2>&1 || failed_logged "$state/check.log" "check configuration and data with the new version"
+    grep -E '^(warning|store)' "$state/check.log" | sed 's/^/   /' || true
+}
+
+migrates() {
+    grep -q '^store .* → ' "$state/check.log"
+}
+
+# --- changing versions ------------------------------------------------------------------------------------------
+
+# serve_version NAME: it serves, or the one before does again.
+serve_version() {
+    local kept="$data_dir/before-$1"
+    switching_from="$(current_version)"
+    stop_service
+    rm -rf "$kept"
+    ! migrates || keep_stores "$kept"
+    switch_to "$1"
+    systemctl enable --quiet edged.service
+    if start_service && becomes_ready "$1"; then
+        [[ -z "$switching_from" || "$switching_from" == "$1" ]] || ln -sfn "versions/$switching_from" "$prefix/previous"
+        switching_from=""
+        rm -rf "$kept"
+        return
+    fi
+    show_why_not
+    [[ -n "$switching_from" && "$switching_from" != "$1" ]] ||
+        give_up "the service does not become ready" "It is installed and goes on trying: journalctl -u edged" \
+            "Mend the cause, then run this again."
+    go_back "$1"
+    give_up "$1 does not become ready; $(current_version) serves again" \
+        "Configuration, models and data are as they were. What it said is above, and in: journalctl -u edged"
+}
+
+stop_service() {
+    systemctl stop edged.socket edged.service 2>/dev/null || true
+}
+
+# Of files at rest: nobody has them open.
+keep_stores() {
+    local file
+    install -d -o "$service_user" -g "$service_user" -m 700 "$1"
+    for file in "$data_dir"/{events,knowledge}.db*; do
+        [[ ! -e "$file" ]] || cp -p --reflink=auto "$file" "$1/"
+    done
+}
+
+switch_to() {
+    local directory="$prefix/versions/$1" unit
+    for unit in "${units[@]}"; do
+        place "$unit_dir/$unit" root:root 644 <"$directory/systemd/$unit"
+    done
+    ln -sfn "versions/$1" "$prefix/current.new"
+    mv -T "$prefix/current.new" "$prefix/current"
+    systemctl daemon-reload
+}
+
+start_service() {
+    systemctl reset-failed edged.service 2>/dev/null || true
+    ! systemctl is-enabled --quiet edged.socket 2>/dev/null || systemctl start edged.socket || return
+    # Without waiting for READY: a version that ends again and again is noticed sooner by looking.
+    systemctl start --no-block edged.service
+}
+
+# becomes_ready NAME: within its time, /health of that version is no longer failing.
+becomes_ready() {
+    local deadline=$((SECONDS + ready_seconds))
+    say "waiting for it to become ready"
+    while ((SECONDS < deadline)); do
+        as_edged "$prefix/versions/$1/bin/edged" status &>/dev/null && return
+        (($(systemctl show --property NRestarts --value edged.service) < starts_that_fail)) || return
+        sleep 2
+    done
+    return 1
+}
+
+show_why_not() {
+    complain "the service is not ready. Its last words:"
+    journalctl --unit edged.service --lines 15 --output cat --no-pager 2>/dev/null | sed 's/^/   | /' >&2 || true
+}
+
+# go_back FROM: the version before, on the stores as it knew them.
+go_back() {
+    local old="$switching_from" kept="$data_dir/before-$1" aside="$data_dir/failed-$1"
+    switching_from=""
+    stop_service
+    if [[ -d "$kept" ]]; then
+        install -d -o "$service_user" -g "$service_user" -m 700 "$aside"
+        mv "$data_dir"/{events,knowledge}.db* "$aside/" 2>/dev/null || true
+        mv "$kept"/* "$data_dir/"
+        rmdir "$kept"
+        say "the stores are those from before the upgrade; what the new version made of them lies in $aside"
+    fi
+    switch_to "$old"
+    if start_service && becomes_ready "$old"; then
+        rm -rf "${prefix:?}/versions/$1"
+        return
+    fi
+    give_up "the version before, $old, does not become ready either" "journalctl -u edged says why."
+}
+
+# Replaces install-edge.sh's: cut short between two versions, the one before serves.
+undo() {
+    remove_build
+    if [[ -n "$switching_from" && "$switching_from" != "$(current_version)" ]]; then
+        go_back "$(current_version)"
+    elif [[ -n "$switching_from" ]]; then
+        start_service
+    fi
+    [[ -z "$scratch" ]] || rm -rf "$scratch"
+    rmdir "$prefix" 2>/dev/null || true # where nothing was installed
+}
+
+# Only the one that serves and the one before are kept.
+forget_old_versions() {
+    local directory kept
+    kept=" $(current_version) $(basename "$(readlink "$prefix/previous" 2>/dev/null || true)") "
+    for directory in "$prefix"/versions/*; do
+        [[ "$kept" == *" ${directory##*/} "* ]] || rm -rf "$directory"
+    done
+}
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+# Models are put in place as the service's user: root's files in its directories would be in its way.
+make_command() {
+    if [[ -e "$command_path" ]] && ! grep -qsF "$wrapper_mark" "$command_path"; then
+        say "$command_path is somebody else's and was left alone: the command is $prefix/current/bin/edged"
+        return
+    fi
+    place "$command_path" root:root 755 <<COMMAND
+#!/bin/sh
+$wrapper_mark
+: "\${EDGED_CONFIG:=$config_dir/edged.toml}"
+export EDGED_CONFIG
+if [ "\${1:-}" = models ] && [ "\$(id -u)" = 0 ]; then
+    exec setpriv --reuid $service_user --regid $service_user --init-groups $prefix/current/bin/edged "\$@"
+fi
+exec $prefix/current/bin/edged "\$@"
+COMMAND
+}
+
+# --- all of it ------------------------------------------------------------------------------------------------
+
+install_service() {
+    local version
+    settle_places
+    step "Check this machine"
+    check_service
+    version="$(wanted_version)"
+    if [[ "$dry_run" == yes ]]; then
+        say_plan "$version"
+        return
+    fi
+    prepare_service
+    if serves "$version" && [[ "$broker" != local || -e "$broker_config" ]]; then
+        say "$version is installed and serves"
+        end_step
+        return
+    fi
+    step "User, configuration, key"
+    make_user
+    [[ "$broker" != local ]] || install_broker
+    make_config
+    step "Version $version"
+    make_version "$version"
+    step "Models"
+    pull_service_models "$version"
+    step "Check with the new version, on copies of the data"
+    rehearse "$version"
+    step "Start"
+    serve_version "$version"
+    make_command
+    forget_old_versions
+    end_step
+    say_how_to_use
+}
+
+settle_places() {
+    prefix="$(realpath -m -- "${prefix:-/opt/edged}")"
+    [[ "$prefix" =~ ^/[A-Za-z0-9._/-]+$ ]] || wrong_use "--prefix $prefix: systemd's units take letters, digits and . _ - / there"
+    state="$prefix/install" # this script's own: lock and logs
+    export EDGED_CACHE="${EDGED_CACHE:-$prefix/cache}"
+    pip_options=()
+    [[ "$offline" == no && -z "$bundle" ]] || pip_options=(--no-index)
+}
+
+what_is_left() {
+    printf 'The service, its configuration, models and data were left as they were.\n'
+}
+
+say_plan() {
+    say_what_is_missing
+    say "would install version $1 to $prefix, beside $(current_version | grep . || printf 'nothing')"
+    getent passwd "$service_user" >/dev/null || say "would make the user $service_user, $config_dir, $data_dir and $cache_dir"
+    [[ "$broker" != local ]] || say "would make mosquitto listen on port 1883, with $broker_config"
+    is_whole "$1" || [[ -n "$unpacked" ]] || cached_wheel >/dev/null || say "would compile llama.cpp with: $(llama_flags | tr '\n' ' ')"
+    say "would try configuration and copies of the data, then start it; nothing was changed"
+    end_step
+}
+
+say_how_to_use() {
+    local sentence
+    printf '\nedged serves. See how it is, and ask it something:\n\n'
+    printf '  systemctl status edged\n  edged status\n  edged docs add FILE.md\n  edged ask "…"\n'
+    [[ "$broker" != local ]] || printf '\nSensors log in to port 1883 as "sensor", with the password in %s.\n' "$config_dir/sensor-password"
+    while IFS= read -r sentence; do printf '\nNote: %s.\n' "$sentence"; done < <(board_advice)
+}
+
+# --- removing it ------------------------------------------------------------------------------------------------
+
+uninstall_service() {
+    settle_places
+    step "Remove edged"
+    if [[ "$dry_run" == yes ]]; then
+        say "would stop the service and remove its units, $command_path and $prefix"
+        [[ "$purge" == no ]] || say "would remove $config_dir, $data_dir, $cache_dir, mosquitto's configuration for edged, the user $service_user"
+        return
+    fi
+    [[ ! -e "$prefix" || -d "$prefix/versions" || -d "$state" ]] ||
+        give_up "$prefix was not made by this script" "Nothing was changed. Name the --prefix of the installation."
+    systemctl disable --quiet --now edged.socket edged.service 2>/dev/null || true
+    remove_program
+    [[ "$purge" == no ]] || remove_data
+    if [[ "$purge" == no ]]; then
+        say "kept: $config_dir, $data_dir and $cache_dir; --uninstall --purge removes them too"
+    fi
+    end_step
+}
+
+remove_program() {
+    local unit
+    for unit in "${units[@]}"; do rm -f "$unit_dir/$unit"; done
+    rm -f "$gpu_drop_in"
+    rmdir "${gpu_drop_in%/*}" 2>/dev/null || true
+    systemctl daemon-reload
+    systemctl stop edged.slice 2>/dev/null || true
+    systemctl reset-failed 'edged.*' 2>/dev/null || true
+    ! grep -qsF "$wrapper_mark" "$command_path" || rm -f "$command_path"
+    rm -rf "$prefix"/{versions,current,previous,install,cache} "$prefix"/.install.*
+    rmdir "$prefix" 2>/dev/null || true
+}
+
+remove_data() {
+    remove_broker_config
+    rm -rf "$config_dir" "$data_dir" "$cache_dir"
+    ! getent passwd "$service_user" >/dev/null || userdel "$service_user"
+    say "removed: $config_dir, $data_dir, $cache_dir, the user $service_user"
+}

@@ -1,0 +1,121 @@
+"""Others are kept off cores by systemd, which may refuse; what is so already is left alone."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edged.errors import ConfinementError
+from edged.hardware import reserve
+from edged.hardware.placement import Machine, Wishes, place
+from edged.runtime.health import Health
+from edged.serving import keeper
+from edged.serving.keeper import Keeper
+from tests.sysfs import write
+
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >> {log}
+[ -e {refuse} ] && echo 'Access denied' >&2 && exit 1
+exit 0
+"""
+
+
+class Systemd:
+    """A ``systemctl`` that notes what it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log, self.refusing = folder / "log", folder / "refuse"
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        program = self.bin / "systemctl"
+        program.write_text(SYSTEMCTL.format(log=self.log, refuse=self.refusing))
+        program.chmod(0o755)
+
+    @property
+    def asked(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemd:
+    systemd = Systemd(tmp_path)
+    monkeypatch.setenv("PATH", f"{systemd.bin}:{os.environ['PATH']}")
+    return systemd
+
+
+def orders(cores: str) -> list[str]:
+    return [f"set-property --runtime {unit} AllowedCPUs={cores}" for unit in ("system.slice", "user.slice")]
+
+
+def test_services_and_logins_are_left_the_other_cores_and_given_all_back(systemd: Systemd) -> None:
+    reserve.reserve([3, 0, 1])
+    reserve.free()
+    assert systemd.asked == orders("0-1,3") + orders("")
+
+
+def test_a_refusal_is_told_in_systemds_words(systemd: Systemd) -> None:
+    systemd.refusing.touch()
+    with pytest.raises(ConfinementError, match=r"AllowedCPUs of system\.slice: Access denied"):
+        reserve.reserve([0])
+
+
+def test_without_systemd_nothing_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfinementError, match="cannot be asked"):
+        reserve.reserve([0])
+
+
+def test_cores_are_reserved_when_neither_services_nor_logins_may_use_them(tmp_path: Path) -> None:
+    assert not reserve.is_reserved({2, 3}, tmp_path)
+    write(tmp_path, {"system.slice/cpuset.cpus.effective": "0-1"})
+    assert not reserve.is_reserved({2, 3}, tmp_path)
+    write(tmp_path, {"user.slice/cpuset.cpus.effective": "0-1"})
+    assert reserve.is_reserved({2, 3}, tmp_path)
+    assert not reserve.is_reserved({1, 2}, tmp_path)
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setattr(keeper, "read_online", lambda: frozenset(range(4)))
+    monkeypatch.setattr(reserve, "is_reserved", lambda _cores: False)
+    return Machine.of(4)
+
+
+def test_the_chat_workers_cores_are_reserved(systemd: Systemd, four_cores: Machine) -> None:
+    assert keeper.reserve_cores(four_cores, place(four_cores, Wishes(reserve_cores=True)))
+    assert systemd.asked == orders("3")
+
+
+def test_cores_that_are_reserved_already_are_left_so(
+    systemd: Systemd, four_cores: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "is_reserved", lambda _cores: True)
+    assert not keeper.reserve_cores(four_cores, place(four_cores, Wishes(reserve_cores=True)))
+    assert systemd.asked == []
+
+
+def test_too_few_cores_are_not_reserved(systemd: Systemd) -> None:
+    two = Machine.of(2)
+    with pytest.raises(ConfinementError, match="too few cores"):
+        keeper.reserve_cores(two, place(two, Wishes(reserve_cores=True)))
+    assert systemd.asked == []
+
+
+async def test_a_daemon_that_may_not_reserve_says_so_and_one_that_may_gives_back(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("there must be a core to leave to others")
+    wishes = Wishes(reserve_cores=True, chat_threads=1)
+    machine = Machine(cores=tuple(core for core in Machine.of(cores[-1] + 1).cores if core.number in cores))
+    systemd.refusing.touch()
+    for refused in (True, False):
+        health = Health()
+        one = Keeper(machine, wishes, health, None)
+        await one.begin()
+        assert [held.code for held in health.conditions()] == (["cores_not_reserved"] if refused else [])
+        await one.end()
+        systemd.refusing.unlink(missing_ok=True)
+    assert systemd.asked[-2:] == orders("")
+    assert sorted(os.sched_getaffinity(0)) == cores
