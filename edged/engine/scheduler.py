@@ -140,7 +140,8 @@ class Scheduler:
     @property
     def running(self) -> list[Job]:
         """Jobs that hold a sequence, in their order."""
-        return sorted(self._running.values(), key=_order)
+        jobs = self._running.values()
+        return sorted(jobs, key=_order) if len(jobs) > 1 else list(jobs)
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raises :class:`RefusedError` when it can never fit or the queue is full."""
@@ -182,6 +183,8 @@ class Scheduler:
         A job whose prefix another one is computing does not begin yet, but after it.
         """
         self._take_in(now)
+        if all(job.phase in _UNDER_WAY for job in self._running.values()):
+            return []
         computing = {job.prefix for job in self._awake() if _computes_prefix(job)}
         begin = []
         for job in self.running:
@@ -226,6 +229,8 @@ class Scheduler:
         job.produced += 1
 
     def _take_in(self, now: float) -> None:
+        if not self._waiting:
+            return
         reserved = self.reserved_tokens
         batch_jobs = sum(job.priority == "batch" for job in self._running.values())
         for job in list(self._waiting):
@@ -244,6 +249,8 @@ class Scheduler:
     def _awake(self) -> list[Job]:
         """All running jobs, without the batch jobs that pause for an alarm under way."""
         running = self.running
+        if all(job.priority == "interactive" for job in running):
+            return running
         alarm = next((job for job in running if job.priority == "alarm" and job.phase in _UNDER_WAY), None)
         if alarm is None:
             return running
