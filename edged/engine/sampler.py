@@ -121,7 +121,7 @@ def create_sampler(model: Model, sampling: Sampling, output: OutputFormat | None
 def _logits(context: ctypes.c_void_p, index: int, count: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
     """A view of llama.cpp's memory, valid until the next decode step."""
     address = ctypes.addressof(C.llama_get_logits_ith(context, index).contents)
-    return np.frombuffer((ctypes.c_float * count).from_address(address), np.float32)
+    return np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
 
 
 def _gbnf(output: OutputFormat) -> str:
