@@ -375,7 +375,8 @@ forget_old_versions() {
 
 # --- the command ----------------------------------------------------------------------------------------------
 
-# Models are put in place as the service's user: root's files in its directories would be in its way.
+# For root it runs as the service's user, in whose directories files of root's would be in the way; but documents are
+# read from wherever root has them.
 make_command() {
     if [[ -e "$command_path" ]] && ! grep -qsF "$wrapper_mark" "$command_path"; then
         say "$command_path is somebody else's and was left alone: the command is $prefix/current/bin/edged"
@@ -386,7 +387,7 @@ make_command() {
 $wrapper_mark
 : "\${EDGED_CONFIG:=$config_dir/edged.toml}"
 export EDGED_CONFIG
-if [ "\${1:-}" = models ] && [ "\$(id -u)" = 0 ]; then
+if [ "\${1:-}" != docs ] && [ "\$(id -u)" = 0 ]; then
     exec setpriv --reuid $service_user --regid $service_user --init-groups $prefix/current/bin/edged "\$@"
 fi
 exec $prefix/current/bin/edged "\$@"

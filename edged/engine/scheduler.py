@@ -1,9 +1,9 @@
 """Who decodes next: pure bookkeeping of waiting and running jobs; no llama.cpp, no clock.
 
 Every step gives each decoding job its one token, then fills what is left with pieces of prompts. Beside running streams
-those pieces are cut so that a step takes no longer than ``STEP_SECONDS``, or ``BURST_STEP_SECONDS`` while all streams
-have only just begun: then others that came together with them get their first token sooner. Alone, pieces end on a
-fixed grid, so that a prompt is always computed in the same pieces, whatever of it was there already.
+those pieces are cut so that a step takes no longer than ``STEP_SECONDS``. While all streams have only just begun it may
+take ``BURST_STEP_SECONDS``, if that finishes all prompts: requests that came together get their first tokens together.
+Alone, pieces end on a fixed grid, so that a prompt is always computed in the same pieces, whatever of it was there.
 
 Jobs go in the order of submission plus the handicap of their class: an alarm overtakes a batch job that came up to
 ``HANDICAP_SECONDS["batch"]`` earlier, and none that has waited longer. A job is admitted when a sequence is free and
@@ -18,10 +18,10 @@ from enum import Enum, auto
 from edged.types import Priority
 
 HANDICAP_SECONDS: dict[Priority, float] = {"alarm": 0.0, "interactive": 10.0, "batch": 30.0}
-STEP_SECONDS = 0.12
+STEP_SECONDS = 0.1
 BURST_STEP_SECONDS = 0.5
 YOUNG_SECONDS = 1.0
-GRID_TOKENS = 128
+GRID_TOKENS = 256
 SMALLEST_PIECE_TOKENS = 8
 SMOOTHING = 0.2
 SLOWEST_TOKENS_PER_SECOND = 30.0
@@ -206,9 +206,7 @@ class Scheduler:
         work = [Work(job, 1, output=True) for job in awake if job.phase is Phase.DECODING]
         room = self._batch_tokens - len(work)
         if work:
-            young = all(now - stream.job.first_token < YOUNG_SECONDS for stream in work)
-            tokens = self.pace.tokens_in(BURST_STEP_SECONDS if young else STEP_SECONDS)
-            room = min(room, max(SMALLEST_PIECE_TOKENS, tokens - len(work)))
+            room = min(room, self._room_beside([stream.job for stream in work], awake, now))
         for job in awake:
             if job.phase is Phase.PREFILLING and room > 0:
                 tokens = min(room, self._piece(job))
@@ -255,6 +253,14 @@ class Scheduler:
         if alarm is None:
             return running
         return [job for job in running if job.priority != "batch" or job.rank < alarm.rank]
+
+    def _room_beside(self, streams: list[Job], awake: list[Job], now: float) -> int:
+        """How many tokens of prompts a step may hold besides one token of each stream."""
+        prompts = sum(job.prompt_tokens - job.prefilled for job in awake if job.phase is Phase.PREFILLING)
+        burst = self.pace.tokens_in(BURST_STEP_SECONDS) - len(streams)
+        if prompts <= burst and all(now - stream.first_token < YOUNG_SECONDS for stream in streams):
+            return burst
+        return max(SMALLEST_PIECE_TOKENS, self.pace.tokens_in(STEP_SECONDS) - len(streams))
 
     def _piece(self, job: Job) -> int:
         """The longest next piece of a prompt: never across the end of its prefix, alone never across the grid."""

@@ -21,9 +21,9 @@ def test_the_common_prefix_is_what_comparing_one_by_one_finds(one: list[int], ot
 
 
 def test_a_state_stands_for_a_prompt_up_to_the_last_cut_of_what_they_share() -> None:
-    kept = state(list(range(150)))
-    assert usable(kept, token_array([*range(140), 999]), prefix_tokens=0) == GRID_TOKENS
-    assert usable(kept, token_array([*range(140), 999]), prefix_tokens=135) == 135
+    kept = state(list(range(400)))
+    assert usable(kept, token_array([*range(340), 999]), prefix_tokens=0) == GRID_TOKENS
+    assert usable(kept, token_array([*range(340), 999]), prefix_tokens=335) == 335
     assert usable(kept, token_array(range(30)), prefix_tokens=0) == 0
 
 

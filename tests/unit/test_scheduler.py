@@ -146,10 +146,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert alarms, "and only for an alarm"
         assert all(work.tokens == 1 and work.output for work in streams)
         if streams:
+            tokens = sum(work.tokens for work in prompts)
             young = all(self.now - work.job.first_token < YOUNG_SECONDS for work in streams)
-            seconds = BURST_STEP_SECONDS if young else STEP_SECONDS
-            most = max(SMALLEST_PIECE_TOKENS, self.scheduler.pace.tokens_in(seconds) - len(streams))
-            assert sum(work.tokens for work in prompts) <= most
+            if tokens > max(SMALLEST_PIECE_TOKENS, self.scheduler.pace.tokens_in(STEP_SECONDS) - len(streams)):
+                assert young, "a long step only while all streams have just begun"
+                assert tokens <= self.scheduler.pace.tokens_in(BURST_STEP_SECONDS) - len(streams)
         for work in prompts:
             each = work.job
             end = each.prefilled + work.tokens
@@ -231,15 +232,18 @@ def test_a_small_job_does_not_overtake_a_large_one_that_waits_for_room() -> None
     assert (large.phase, small.phase) == (Phase.PREFILLING, Phase.PREFILLING)
 
 
-def test_a_prompt_beside_a_stream_comes_in_small_pieces_unless_the_stream_has_only_begun() -> None:
+def test_a_prompt_beside_a_stream_comes_in_small_pieces_unless_the_stream_has_only_begun_and_one_step_ends_it() -> None:
     machine = scheduler(context=1000, batch=256)
     stream, long = job(1, prompt=1, longest=100), job(2, prompt=500)
     machine.submit(stream)
     compute(machine)
     machine.submit(long)
     machine.pace.observe(100, 0.4)
-    for now, seconds in ((0.0, BURST_STEP_SECONDS), (YOUNG_SECONDS, STEP_SECONDS)):
-        assert [(work.job.id, work.tokens) for work in planned(machine, now)] == [(1, 1), (2, round(seconds * 250) - 1)]
+    piece = round(STEP_SECONDS * 250) - 1
+    assert [(work.job.id, work.tokens) for work in planned(machine)] == [(1, 1), (2, piece)]
+    long.prefilled = 400
+    for now, tokens in ((0.0, 100), (YOUNG_SECONDS, piece)):
+        assert [(work.job.id, work.tokens) for work in planned(machine, now)] == [(1, 1), (2, tokens)]
 
 
 def test_times_of_admission_and_first_token_are_those_of_their_steps() -> None:
@@ -299,12 +303,12 @@ def test_jobs_with_one_prefix_compute_it_once_and_those_with_another_do_not_wait
 
 
 @pytest.mark.parametrize("prefix", [0, 30, 64, 100])
-@pytest.mark.parametrize("reused", [10, 64, 100, 130, 180])
+@pytest.mark.parametrize("reused", [10, 64, 100, 300, 520])
 def test_a_prompt_alone_is_computed_in_the_same_pieces_wherever_it_starts(prefix: int, reused: int) -> None:
     cuts = []
     for cached in (0, cut(reused, prefix)):
         machine = scheduler(context=1000, batch=256)
-        machine.submit(Job(1, 200, 1, submitted=0.0, prefix="p" if prefix else None, prefix_tokens=prefix))
+        machine.submit(Job(1, 600, 1, submitted=0.0, prefix="p" if prefix else None, prefix_tokens=prefix))
         (each,) = machine.admit(0.0)
         machine.begin(each, cached)
         ends = [each.prefilled]
@@ -314,7 +318,7 @@ def test_a_prompt_alone_is_computed_in_the_same_pieces_wherever_it_starts(prefix
         cuts.append([end for end in ends if end >= cached])
     cold, warm = cuts
     assert [end for end in cold if end >= warm[0]] == warm
-    assert all(end % GRID_TOKENS == 0 or end in (prefix, 200) for end in cold)
+    assert all(end % GRID_TOKENS == 0 or end in (prefix, 600) for end in cold)
 
 
 def test_a_full_queue_says_when_to_come_again() -> None:
