@@ -1,6 +1,7 @@
 """Choosing the next token: llama.cpp's sampler chain, and a grammar that a generation is held to."""
 
 import ctypes
+import itertools
 from typing import Protocol
 
 import llama_cpp as C
@@ -12,6 +13,7 @@ from edged.types import Grammar, JsonSchema, OutputFormat, Sampling
 
 PENALTY_WINDOW_TOKENS = 64
 CLOSING_BIAS = 1000.0
+DEEPEST_GRAMMAR = 2000
 CLOSING_MARKS = ('"', "}", "]", '"}', '"]', "}}", "]}", '"}}', '"]}')
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -73,6 +75,9 @@ class FormatSampler(ChainSampler):
         self._candidates = np.zeros(self._tokens, _CANDIDATE)
         self._all_ids = np.arange(self._tokens, dtype=np.int32)
         grammar = _gbnf(output).encode()
+        if _depth(grammar) > DEEPEST_GRAMMAR:
+            super().close()
+            raise FormatError(f"the grammar is nested deeper than {DEEPEST_GRAMMAR} parentheses")
         # An empty grammar would be none at all to llama.cpp, and hold the model to nothing.
         self._grammar = C.llama_sampler_init_grammar(model.vocabulary, grammar, b"root") if grammar.strip() else None
         if not self._grammar:
@@ -133,6 +138,12 @@ def _gbnf(output: OutputFormat) -> str:
                 return to_gbnf(text)
             except ValueError as error:
                 raise FormatError(str(error)) from error
+
+
+def _depth(grammar: bytes) -> int:
+    """How deep parentheses are nested, those in literals counted too: llama.cpp's parser recurses without a limit."""
+    depths = itertools.accumulate((mark == ord("(")) - (mark == ord(")")) for mark in grammar)
+    return max(depths, default=0)
 
 
 def _closing_tokens(model: Model) -> list[int]:

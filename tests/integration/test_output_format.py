@@ -85,7 +85,15 @@ def test_a_grammar_is_kept_to(engine: Engine) -> None:
     assert len(text) == 8
 
 
-@pytest.mark.parametrize("output", [Grammar("root ::= nothing"), Grammar(""), JsonSchema('{"minProperties": 1}')])
+@pytest.mark.parametrize(
+    "output",
+    [
+        Grammar("root ::= nothing"),
+        Grammar(""),
+        Grammar("root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000),
+        JsonSchema('{"minProperties": 1}'),
+    ],
+)
 def test_a_format_that_cannot_be_held_to_is_refused_and_leaves_nothing_behind(
     engine: Engine, output: OutputFormat
 ) -> None:
