@@ -60,8 +60,8 @@ class AffinityChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
-    """A process to be measured: ``name`` is its role (``chat``, ``embed``, ``daemon``), ``group`` the path of its cgroup
-    below the mount, or empty."""
+    """A process to be measured: ``name`` is its role (``chat``, ``embed``, ``daemon``), ``group`` the path of its
+    cgroup below the mount, or empty."""
 
     name: str
     pid: int
