@@ -10,8 +10,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import msgspec
@@ -22,15 +23,16 @@ from tests.broker import find_free_port
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 300.0
-START_SECONDS = 60.0
+START_SECONDS = 300.0  # on an emulated board with a third of a core, a daemon imports for minutes
 POLL_SECONDS = 0.1
 LAST_WORDS_BYTES = 2000
 
 Messages = Sequence[tuple[str, str]]
+Contender = TypeVar("Contender")
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """What both servers are given: the same file, threads, KV cells and sequences."""
+    """What both servers are given: the same file, threads, KV cells and sequences. 0 threads: as each chooses."""
 
     model: Path
     threads: int
@@ -175,14 +177,28 @@ def _events(chunks: Sequence[tuple[float, bytes]]) -> list[tuple[float, bytes]]:
     return [(moment, data) for moment, data in events if data != b"[DONE]"]
 
 
+def in_turn(contenders: Sequence[Contender], number: int) -> Sequence[Contender]:
+    """Who goes first changes from round to round."""
+    start = number % len(contenders)
+    return [*contenders[start:], *contenders[:start]]
+
+
+def numbered(serial: Iterator[int], prompts: Sequence[str]) -> list[str]:
+    """Prompts that share next to nothing with what was asked before: what is measured is not what was kept."""
+    return [f"{next(serial)}. {each}" for each in prompts]
+
+
 # --- serving ---------------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
 async def edged(
-    setup: Setup, *, name: str = "edged", settings: Mapping[str, str] | None = None
+    setup: Setup, *, name: str = "edged", settings: Mapping[str, str] | None = None, launcher: Sequence[str] = ()
 ) -> AsyncIterator[Server]:
-    """A whole daemon over an empty home, without a broker. ``settings`` are further ``EDGED_*`` variables."""
+    """A whole daemon over an empty home, without a broker. ``settings`` are further ``EDGED_*`` variables.
+
+    ``launcher`` is put before the command, and runs it in its own process.
+    """
     with tempfile.TemporaryDirectory(prefix="edged-engine-") as home:
         port = find_free_port()
         environment = {
@@ -197,7 +213,8 @@ async def edged(
             "EDGED_CHAT__SEQUENCES": str(setup.sequences),
             **(settings or {}),
         }
-        async with _served(name, port, [sys.executable, "-m", "edged.cli", "serve"], environment) as server:
+        command = [*launcher, sys.executable, "-m", "edged.cli", "serve"]
+        async with _served(name, port, command, environment) as server:
             yield server
 
 
@@ -208,7 +225,8 @@ def llama_server_command(program: Path, setup: Setup, *, unified: bool) -> list[
     It forgets the system text where that is less than a tenth of a prompt, unless told to keep also that.
     """
     return [
-        *(str(program), "-m", str(setup.model), "-t", str(setup.threads), "-np", str(setup.sequences)),
+        *(str(program), "-m", str(setup.model), "-np", str(setup.sequences)),
+        *(("-t", str(setup.threads)) if setup.threads else ()),
         *("-c", str(setup.context_tokens), "--kv-unified" if unified else "--no-kv-unified"),
         *("--slot-prompt-similarity", "0.01"),
     ]
@@ -216,12 +234,18 @@ def llama_server_command(program: Path, setup: Setup, *, unified: bool) -> list[
 
 @contextlib.asynccontextmanager
 async def llama_server(
-    program: Path, setup: Setup, *, name: str = "llama-server", unified: bool = True
+    program: Path,
+    setup: Setup,
+    *,
+    name: str = "llama-server",
+    unified: bool = True,
+    launcher: Sequence[str] = (),
 ) -> AsyncIterator[Server]:
-    """llama-server over the same file; libgomp spins at barriers as it does by default."""
+    """llama-server over the same file; libgomp spins at barriers as it does by default. ``launcher`` as for edged."""
     port = find_free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("GOMP_", "OMP_", "LLAMA_"))}
     command = [*llama_server_command(program, setup, unified=unified), "--host", "127.0.0.1", "--port", str(port)]
+    command = [*launcher, *command]
     async with _served(name, port, command, environment) as server:
         yield server
 

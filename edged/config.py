@@ -175,6 +175,11 @@ class Chat(Section):
     threads: int = Field(0, ge=0, description="Compute threads; 0 takes min(cores, whole cores of the CPU quota).")
     context_tokens: int = Field(8192, ge=256, description="KV cache shared by all sequences, tokens.")
     sequences: int = Field(8, ge=1, le=64, description="Answers generated at the same time.")
+    kv: Literal["shared", "apart"] = Field(
+        "shared",
+        description="shared: a long conversation may use what others leave of the context. apart: each answer has an "
+        "equal part of it (context_tokens / sequences) and nothing more; many at a time are faster.",
+    )
     queue_limit: int = Field(256, ge=1, description="Requests waiting for a sequence; one more is refused.")
     batch_tokens: int = Field(256, ge=32, le=4096, description="Tokens in one decode step, prompt pieces included.")
     prefix_cache_bytes: int = Field(
@@ -196,6 +201,12 @@ class Chat(Section):
         description="mmap: read from the file when needed. mlock: so, and kept in memory. read: copied into memory.",
     )
     gpu_layers: int = Field(0, ge=-1, description="Layers computed on the GPU, where there is one; -1 is all.")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.kv == "apart" and self.context_tokens < 256 * self.sequences:
+            raise ValueError("kv = apart needs at least 256 context_tokens for each of the sequences")
+        return self
 
 
 class Embed(Section):

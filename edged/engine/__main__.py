@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from enum import Enum, auto
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,13 @@ from edged.workers.protocol import (
 ALIVE_EVERY_SECONDS = 1.0
 EXIT_MODEL = 3
 PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class Nothing(Enum):
+    """No request is there now."""
+
+    NOTHING = auto()
+
 
 Inbox = queue.SimpleQueue[Request | None]
 
@@ -104,8 +112,8 @@ def _ready(model: Model, engine: ChatEngine | EmbedEngine) -> Ready:
 def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing) -> None:
     said_alive = time.monotonic()
     while True:
-        while not engine.busy or not inbox.empty():
-            request = inbox.get()
+        gathering = not engine.busy
+        while (request := _next(inbox, engine, gathering=gathering)) is not Nothing.NOTHING:
             if request is None:
                 return
             engine.handle(request, time.monotonic())
@@ -116,6 +124,16 @@ def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing) -
             said_alive = time.monotonic()
             outgoing.send(Alive())
         outgoing.flush()
+
+
+def _next(inbox: Inbox, engine: ChatEngine | EmbedEngine, *, gathering: bool) -> Request | Nothing | None:
+    """The next request: waited for without end where there is nothing to compute, a moment where there was nothing."""
+    try:
+        if not engine.busy:
+            return inbox.get()
+        return inbox.get(timeout=engine.gather_seconds) if gathering else inbox.get_nowait()
+    except queue.Empty:
+        return Nothing.NOTHING
 
 
 def _receive(connection: socket.socket, inbox: Inbox) -> None:

@@ -35,6 +35,8 @@ from edged.workers.protocol import (
 )
 
 CLOSING_TOKENS = 48
+GATHER_SECONDS = 0.004
+"""How long a first request waits for others that were sent with it: computed together they all cost less."""
 
 
 @dataclass(slots=True)
@@ -58,20 +60,22 @@ class _Generation:
 class ChatEngine:
     """Owns one llama context. ``send`` is called with every reply, in order, on the caller's thread."""
 
+    gather_seconds = GATHER_SECONDS
+
     def __init__(self, model: Model, settings: WorkerSettings, send: Callable[[Reply], None]) -> None:
         self._model = model
         self._send = send
         self._settings = settings
-        self.context_tokens = settings.context_tokens
         batch_tokens = max(settings.batch_tokens, settings.sequences)
         self._context = _create_context(model, settings, batch_tokens)
         self._memory = C.llama_get_memory(self._context)
         self._batch = Batch(batch_tokens)
+        self.context_tokens = C.llama_n_ctx_seq(self._context) if settings.kv_apart else settings.context_tokens
         # A sequence longer than the model was trained for degrades silently, so it is not offered.
-        self._longest_tokens = min(settings.context_tokens, model.train_context_tokens or settings.context_tokens)
+        self._longest_tokens = min(self.context_tokens, model.train_context_tokens or self.context_tokens)
         self._scheduler = Scheduler(
             sequences=settings.sequences,
-            context_tokens=settings.context_tokens,
+            context_tokens=self.context_tokens * (settings.sequences if settings.kv_apart else 1),
             batch_tokens=batch_tokens,
             queue_limit=settings.queue_limit,
         )
@@ -189,6 +193,8 @@ class ChatEngine:
         """Put a plan into the batch; returns the batch index of each output by job id."""
         self._batch.clear()
         outputs = {}
+        if self._settings.kv_apart:  # only neighbouring sequences are computed together
+            plan = sorted(plan, key=lambda work: work.job.sequence)
         for work in plan:
             job, tokens = work.job, self._generations[work.job.id].tokens
             start = job.prefilled if job.phase is Phase.PREFILLING else len(tokens) - 1
@@ -253,6 +259,8 @@ class ChatEngine:
     def _best_alive(self, prompt: TokenArray) -> tuple[int, Job | None]:
         """The running job whose prompt has most in common with a new one, and how much of that is computed."""
         best: tuple[int, Job | None] = (0, None)
+        if self._settings.kv_apart:
+            return best  # llama.cpp copies no parts from one to another
         for other in self._scheduler.running:
             if other.phase not in (Phase.PREFILLING, Phase.DECODING):
                 continue
@@ -310,7 +318,7 @@ def _create_context(model: Model, settings: WorkerSettings, batch_tokens: int) -
     params.n_seq_max = settings.sequences
     params.n_threads = settings.threads
     params.n_threads_batch = settings.threads
-    params.kv_unified = True
+    params.kv_unified = not settings.kv_apart
     params.no_perf = True
     context: ctypes.c_void_p = C.llama_init_from_model(model.handle, params)
     if not context:

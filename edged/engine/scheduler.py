@@ -11,6 +11,7 @@ the KV cache has room for its prompt and its longest answer.
 """
 
 import bisect
+import heapq
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -124,7 +125,7 @@ class Scheduler:
         self._context_tokens = context_tokens
         self._batch_tokens = max(batch_tokens, sequences)
         self._queue_limit = queue_limit
-        self._free_sequences = list(range(sequences - 1, -1, -1))
+        self._free_sequences = list(range(sequences))  # a heap: those in use stay close together
         self._waiting: list[Job] = []
         self._running: dict[int, Job] = {}
 
@@ -164,7 +165,7 @@ class Scheduler:
         """Take a job out, whatever its phase; its sequence and cells are free at once. None if unknown."""
         job = self._running.pop(job_id, None)
         if job is not None:
-            self._free_sequences.append(job.sequence)
+            heapq.heappush(self._free_sequences, job.sequence)
             return job
         for waiting in self._waiting:
             if waiting.id == job_id:
@@ -238,7 +239,7 @@ class Scheduler:
                 continue  # the last sequence is for whoever is in more of a hurry
             self._waiting.remove(job)
             job.phase = Phase.ADMITTED
-            job.sequence = self._free_sequences.pop()
+            job.sequence = heapq.heappop(self._free_sequences)
             job.admitted = now
             reserved += job.reserved_tokens
             batch_jobs += job.priority == "batch"

@@ -16,7 +16,7 @@ PROC: Final = Path("/proc")
 
 CROWDED_WAIT: Final = 0.15
 CROWDED_CORES: Final = 0.5
-CROWDED_OBSERVATIONS: Final = 3
+CROWDED_OBSERVATIONS: Final = 2
 FREE_CORES: Final = 0.25
 FREE_OBSERVATIONS: Final = 5
 LEAST_RUN_SECONDS: Final = 0.2
@@ -93,8 +93,13 @@ class Neighbours(msgspec.Struct, frozen=True):
     crowded: bool = False
     signs: int = 0
 
-    def observe(self, found: Crowd | None) -> "Neighbours":
-        """The next state. A worker that hardly ran tells nothing of those that come, but they may be seen leaving."""
+    def observe(self, found: Crowd | None, *, starved: bool = False) -> "Neighbours":
+        """The next state. A worker that hardly ran tells nothing of those that come, but they may be seen leaving.
+
+        ``starved``: every wait was counted, and behind others they were long: that needs no second look.
+        """
+        if starved:
+            return Neighbours(crowded=True)
         if found is None:
             return Neighbours(self.crowded)
         if self.crowded:

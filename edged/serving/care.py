@@ -203,7 +203,10 @@ class Care:
                 own_seconds=own / 1e9,
                 seconds=seconds,
             )
+        crowded = self.neighbours.crowded
         self.neighbours = self.neighbours.observe(found)
+        if self.neighbours.crowded != crowded:
+            self._log.info("neighbours", crowded=self.neighbours.crowded, found=found)
         cores = format_list(self._keeper.placement.chat.cores)
         self._show(conditions.CORES_CROWDED, f"another program keeps one of {cores}", holds=self.neighbours.crowded)
 

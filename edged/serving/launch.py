@@ -137,6 +137,7 @@ class Launcher:
                 threads=self._threads[role],
                 context_tokens=section.context_tokens,
                 sequences=section.sequences,
+                kv_apart=section.kv == "apart",
                 batch_tokens=section.batch_tokens,
                 queue_limit=section.queue_limit,
                 prefix_cache_bytes=section.prefix_cache_bytes,

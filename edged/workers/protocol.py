@@ -30,7 +30,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is told on its command line, as JSON.
 
     ``snapshots`` is the folder for states of stable prefixes ("" for none), ``identity`` names the model file in them.
-    ``gpu_layers`` of the model are computed on a GPU where there is one; -1 is all.
+    ``kv_apart`` gives each sequence ``context_tokens / sequences`` of its own. ``gpu_layers`` of the model are computed
+    on a GPU where there is one; -1 is all.
     """
 
     kind: Literal["chat", "embed"]
@@ -38,6 +39,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     context_tokens: int = 8192
     sequences: int = 8
+    kv_apart: bool = False
     batch_tokens: int = 256
     queue_limit: int = 256
     prefix_cache_bytes: int = 0

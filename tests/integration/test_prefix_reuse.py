@@ -164,13 +164,33 @@ def test_the_next_turn_of_a_kept_conversation_computes_only_what_is_new(model: M
     assert second.cached_tokens >= first.prompt_tokens + first.completion_tokens - 2
 
 
-def test_many_requests_at_once_compute_their_common_prefix_once(model: Model, engines: list[Engine]) -> None:
-    engine = Engine(model)
+@pytest.mark.parametrize("apart", [False, True])
+def test_many_requests_at_once_compute_their_common_prefix_once(
+    model: Model, engines: list[Engine], apart: bool
+) -> None:
+    engine = Engine(model, kv_apart=apart)
     engines.append(engine)
     answers = engine.ask(*(request(number, f"Question {number}?") for number in range(1, 5)))
     cached = sorted(last.cached_tokens for _, last in answers)
     assert cached[0] == 0
     assert cached[1] > 40
+
+
+def test_apart_each_sequence_has_its_part_of_the_context_and_a_longer_prompt_is_refused(
+    model: Model, engines: list[Engine]
+) -> None:
+    apart, shared = Engine(model, kv_apart=True), Engine(model)
+    engines += [apart, shared]
+    ((_, last),) = apart.ask(request(1, QUESTIONS[2]))
+    assert last.completion_tokens == 12
+    for engine in (apart, shared):
+        engine.replies.clear()
+        engine.chat.handle(request(2, "pump " * 300), time.monotonic())
+    (refusal,) = apart.replies
+    assert isinstance(refusal, Failed)
+    assert refusal.code == "prompt_too_long"
+    assert "1 to 255" in refusal.message
+    assert not shared.replies
 
 
 def test_a_model_with_a_sliding_window_computes_every_prompt_whole(engines: list[Engine], models_home: Path) -> None:
@@ -189,9 +209,10 @@ def test_any_interleaving_leaves_no_sequence_no_cell_and_no_request_behind(model
     class Machine(RuleBasedStateMachine):
         """Arrivals, cancellations, deadlines, tuning and steps, in any order."""
 
-        @initialize(cache=st.sampled_from([0, 1 << 20, 32 << 20]))
-        def begin(self, cache: int) -> None:
-            self.engine = Engine(model, cache=cache, context_tokens=256, batch_tokens=64, queue_limit=3)
+        @initialize(cache=st.sampled_from([0, 1 << 20, 32 << 20]), apart=st.booleans())
+        def begin(self, cache: int, apart: bool) -> None:
+            context: dict[str, Any] = {"context_tokens": 1024 if apart else 256, "kv_apart": apart}
+            self.engine = Engine(model, cache=cache, batch_tokens=64, queue_limit=3, **context)
             self.numbers = itertools.count(1)
             self.now = 0.0
 

@@ -30,7 +30,14 @@ def after(*found: Crowd | None, start: Neighbours | None = None) -> Neighbours:
 def test_a_core_is_kept_once_threads_have_waited_for_it_several_times_in_a_row() -> None:
     assert not after(*[CROWDED] * (CROWDED_OBSERVATIONS - 1)).crowded
     assert after(*[CROWDED] * CROWDED_OBSERVATIONS).crowded
-    assert not after(CROWDED, CROWDED, ALONE, CROWDED, CROWDED).crowded
+    almost = [CROWDED] * (CROWDED_OBSERVATIONS - 1)
+    assert not after(*almost, ALONE, *almost).crowded
+
+
+def test_waits_that_were_counted_need_no_second_look_and_the_neighbour_leaves_as_any_other() -> None:
+    crowded = Neighbours().observe(None, starved=True)
+    assert crowded.crowded
+    assert not after(*[ALONE] * FREE_OBSERVATIONS, start=crowded).crowded
 
 
 def test_threads_that_wait_for_each_other_do_not_make_a_neighbour() -> None:
