@@ -4,7 +4,7 @@
 # or upgrades, and takes seconds when all is there.
 set -euo pipefail
 
-here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
+here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)" # without links: an upgrade changes one on its way here
 # shellcheck source=scripts/machine.sh
 source "$here/scripts/machine.sh"
 # shellcheck source=scripts/llama-wheel.sh
@@ -18,6 +18,7 @@ architecture=auto
 mode=standalone
 model=""
 bundle=""
+key=""
 offline=no
 dry_run=no
 uninstall=no
@@ -44,8 +45,10 @@ data, and the old version comes back by itself when the new one does not become 
 
 For the service:
   --broker local   install mosquitto on this device, open to the network, with a password for each sensor
-  --model NAME     the chat model of a new installation (default: what edged's catalogue calls the default)
+  --model NAME     the chat model of a new installation (default: the bundle's, else edged's own)
   --bundle FILE    install from an offline bundle; nothing is taken from the network
+  --key FILE       install it only if it is signed by this public key (PEM), which the device keeps: from then on it
+                   refuses bundles that the key did not sign
   --offline        take nothing from the network: what is missing is named
   --arch NAME      amd64, arm64 or auto: refuse to install on another (default: auto)
   --mode NAME      standalone, the only one there is yet
@@ -74,6 +77,7 @@ parse_options() {
             --mode) take mode "$@" && only_for_service "$1" && shift ;;
             --model) take model "$@" && only_for_service "$1" && shift ;;
             --bundle) take bundle "$@" && only_for_service "$1" && shift ;;
+            --key) take key "$@" && only_for_service "$1" && shift ;;
             --offline) offline=yes && only_for_service "$1" ;;
             --dry-run) dry_run=yes && only_for_service "$1" ;;
             --uninstall) uninstall=yes && only_for_service "$1" ;;
@@ -103,10 +107,13 @@ check_options() {
     [[ "$mode" =~ ^(standalone|cluster)$ ]] || wrong_use "there is no mode '$mode'"
     [[ -z "$model" || "$model" =~ ^[a-z0-9][a-z0-9._-]*$ ]] || wrong_use "'$model' is no model's name"
     [[ "$purge" == no || "$uninstall" == yes ]] || wrong_use "--purge goes with --uninstall"
+    [[ -z "$key" || -n "$bundle" ]] || wrong_use "--key goes with --bundle"
     [[ "$mode" == standalone ]] ||
         give_up "edged does not form clusters yet" "Nothing was changed. Each device serves by itself: --mode standalone."
     installs_service || ((${#service_options[@]} == 0)) ||
         wrong_use "${service_options[0]} is for the service: run this as root, where systemd runs, without --demo and --user"
+    [[ "$uninstall" == yes || -n "$bundle" || -d "$here/edged" ]] ||
+        give_up "this installer came with a bundle, without edged's source" "Nothing was changed. Name a bundle: --bundle FILE"
 }
 
 installs_service() {
@@ -179,4 +186,4 @@ main() {
     fi
 }
 
-main "$@"
+[[ "${BASH_SOURCE[0]}" != "$0" ]] || main "$@" # tests source this

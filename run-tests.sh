@@ -58,6 +58,12 @@ prepare_models() {
     EDGED_HOME="$venv/home" edged models pull || failures+=("models")
 }
 
+# The tests of the probe say by themselves what is missing for them.
+prepare_probe() {
+    [[ "$(id -u)" == 0 ]] || { say "its tests of eBPF need root: they will be skipped" && return; }
+    scripts/probe-kernel.sh || say "its tests of eBPF will be skipped"
+}
+
 check() {
     local name="$1"
     shift
@@ -97,6 +103,8 @@ main() {
     export PATH="$venv/bin:$PATH:/usr/sbin:/sbin"
     step "Models"
     prepare_models
+    step "eBPF for the probe"
+    prepare_probe
     run_static_checks
     step "pytest"
     tell_failures

@@ -37,15 +37,16 @@ def clean_up(config: Config, *, proc: Path = PROC, cgroup_root: Path = CGROUP_RO
         with hold_home(config):
             return Removed(
                 workers=tuple(_end_workers(config.run_dir, proc)),
-                sockets=tuple(_unlink_sockets(config.run_dir)),
+                sockets=tuple(_unlink_sockets(config)),
                 groups=tuple(_remove_groups(proc, cgroup_root)),
             )
     except HomeInUseError:
         return Removed(held=True)
 
 
-def _unlink_sockets(run_dir: Path) -> Iterator[str]:
-    for path in sorted(run_dir.glob("*.sock")):
+def _unlink_sockets(config: Config) -> Iterator[str]:
+    left = [config.profile_socket] if config.profile_socket.exists() else []
+    for path in [*sorted(config.run_dir.glob("*.sock")), *left]:
         path.unlink(missing_ok=True)
         yield path.name
 

@@ -3,7 +3,9 @@
 Exit codes: 0 done, 1 failed, 2 used wrongly, 3 no daemon answers. What is heavy is imported by the command needing it.
 """
 
+import collections
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -22,6 +24,9 @@ from edged import __version__
 from edged.errors import DaemonUnreachableError, EdgedError, RequestError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edged.bundle.manifest import Manifest
     from edged.client import Client
     from edged.config import Config
     from edged.demo.runner import Message
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
     from edged.gateway import wire
     from edged.gateway.rollouts_wire import ProgressBody, RolloutBody
     from edged.models.catalog import Catalog, ModelInfo
+    from edged.probe.digging import Dug
+    from edged.probe.profile import Profile
     from edged.rehearse import Rehearsed
 
 FAILED = 1
@@ -89,8 +96,12 @@ app = typer.Typer(
 )
 docs = typer.Typer(name="docs", help="The documents that answers stand on.", no_args_is_help=True)
 models = typer.Typer(name="models", help="Model files on this device.", no_args_is_help=True)
+bundle = typer.Typer(name="bundle", help="Offline bundles: edged for devices without a network.", no_args_is_help=True)
+profile = typer.Typer(name="profile", help="What the workers use, kept for later.", no_args_is_help=True)
 app.add_typer(docs)
 app.add_typer(models)
+app.add_typer(profile)
+app.add_typer(bundle)
 
 
 def main() -> None:
@@ -158,7 +169,6 @@ def _show_error(error: EdgedError, *, as_json: bool) -> None:
 
 def _say_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Aligned columns; cut to the terminal's width, but never in a pipe or file."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -167,10 +177,15 @@ def _say_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(heading, overflow="ellipsis", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell.translate(CONTROLS)) for cell in row))
+    _console().print(table)
+
+
+def _console() -> "Console":
+    """As wide as the terminal; in a pipe or file as wide as it takes."""
+    from rich.console import Console
+
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=1000)
-    console.print(table)
+    return console if console.is_terminal else Console(highlight=False, width=1000)
 
 
 def _size(count: int) -> str:
@@ -254,6 +269,26 @@ def reserve(
         _say_json({"reserved": list(cores)})
     else:
         _say(f"reserved cores: {', '.join(map(str, cores)) or 'none'}")
+
+
+@app.command()
+def probe(
+    socket: Annotated[
+        Path | None, typer.Option("--socket", metavar="FILE", help="Listen here, instead of in /run/edged-probe.")
+    ] = None,
+    highest: Annotated[
+        Literal["ebpf", "counters", "procfs"], typer.Option("--highest", help="Measure by no more than this.")
+    ] = "ebpf",
+    as_json: Json = False,  # noqa: ARG001  # heard by its callback: how an error is shown
+) -> None:
+    """Measure the processes that the daemon names, until told to stop. Needs CAP_BPF and CAP_PERFMON for all of it."""
+    from edged import log
+    from edged.probe import protocol, server
+    from edged.probe.sample import Step
+    from edged.runtime.notify import Notifier
+
+    log.configure()
+    server.serve(socket or protocol.SOCKET, Step(highest), Notifier.of(os.environ, os.getpid()))
 
 
 @app.command()
@@ -375,6 +410,8 @@ def _say_status(body: "wire.StatusBody") -> None:
         threads = f", {worker.threads} threads" if worker.threads else ""
         _say(f"{role + ':':<11}{worker.model or 'no model'}, {worker.state}{threads}, {worker.restarts} restarts")
     _say(f"documents: {body.documents}, {body.chunks} passages")
+    if body.probe is not None:
+        _say(f"load:      score {body.probe.score:.2f}, measured by {body.probe.step}")
     events = body.events
     _say(
         f"events:    {events.open} open, {events.closed} closed "
@@ -867,6 +904,290 @@ def _progress(label: str, *, total: int | None, shown: bool) -> Iterator[Callabl
     with Progress(console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(label, total=total)
         yield lambda done, whole: bars.update(bar, completed=done, total=whole)
+
+
+# --- offline bundles -------------------------------------------------------------------------------
+
+BundleFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, help="A bundle.")]
+
+
+@bundle.command("create")
+def bundle_create(
+    context: typer.Context,
+    target: Annotated[str, typer.Option("--target", metavar="BOARD", help="rpi5, rpi4, jetson, rk3588 or amd64.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", dir_okay=False, help="The bundle to write.")],
+    names: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="A model of the catalogue; may be repeated.")
+    ] = None,
+    packages: Annotated[
+        list[str] | None,
+        typer.Option("--packages", metavar="NAME,…", help="Debian packages beside those that edged needs."),
+    ] = None,
+    no_packages: Annotated[bool, typer.Option("--no-packages", help="No Debian packages at all.")] = False,
+    python: Annotated[
+        str | None, typer.Option("--python", metavar="VERSION", help="The device's Python, such as 3.11.")
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY.pem", exists=True, dir_okay=False, help="Sign it by this key.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", metavar="DIRECTORY", help="edged's source tree, if not this program's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Gather all that a device needs to install edged without a network; a fit llama.cpp is compiled for it here."""
+    from edged.bundle import archive, gather
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    listed = [name for each in packages or () for name in each.split(",") if name]
+    if no_packages and listed:
+        raise RequestError("--packages and --no-packages exclude each other", hint="give one of them")
+    config = _load(context)
+    catalog = _catalog(config)
+    order = gather.plan(
+        catalog,
+        target,
+        python=python,
+        models=names or (),
+        packages=None if no_packages else listed,
+        source=source,
+        cache=config.cache,
+    )
+    gather.create(order, catalog, out, lambda step: _bundle_step(step, shown=not as_json), _signing(sign))
+    _say_bundle(out, *archive.read(out), as_json=as_json)
+
+
+def _signing(key: Path | None) -> Callable[[bytes], bytes] | None:
+    if key is None:
+        return None
+    from edged.bundle.sign import load_key
+
+    return load_key(key, lambda: str(typer.prompt(f"Passphrase of {key}", hide_input=True, err=True))).sign
+
+
+@contextlib.contextmanager
+def _bundle_step(step: str, *, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
+    if shown:
+        _note(f"· {step}")
+    with _progress(step, total=None, shown=shown) as advance:
+        yield advance
+
+
+def _say_bundle(file: Path, manifest: "Manifest", signed: bool, *, as_json: bool) -> None:
+    size = sum(declared.bytes for declared in manifest.files.values())
+    if as_json:
+        _say_json({"file": str(file), "signed": signed, "bytes": size, "manifest": _plain(manifest)})
+        return
+    kinds = collections.Counter(name.partition("/")[0] for name in manifest.files)
+    lines = {
+        "edged": manifest.edged,
+        "for": f"{manifest.target} ({manifest.machine}), {manifest.suite}, Python {', '.join(manifest.python)}",
+        "models": ", ".join(manifest.models) or "none",
+        "packages": ", ".join(manifest.packages) or "none",
+        "files": f"{_size(size)}: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}",
+        "signature": "there, not checked" if signed else "none",
+    }
+    for name, text in lines.items():
+        _say(f"{name + ':':<11}{text}")
+
+
+@bundle.command("show")
+def bundle_show(file: BundleFile, as_json: Json = False) -> None:
+    """Show what a bundle says of itself, unchecked."""
+    from edged.bundle import archive
+
+    _say_bundle(file, *archive.read(file), as_json=as_json)
+
+
+@bundle.command("check")
+def bundle_check(
+    file: BundleFile,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="PUB.pem", help="The public key that must have signed it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every file of a bundle with its manifest, and that with its signature, as a device does."""
+    from edged.bundle import archive
+
+    archive.check(file, key)
+    if as_json:
+        _say_json({"file": str(file), "whole": True, "signed_by": str(key) if key is not None else None})
+    else:
+        signer = f"signed by {key}" if key is not None else "no signature was asked for (--key)"
+        _say(f"whole: {file}, {signer}")
+
+
+@bundle.command("keygen")
+def bundle_keygen(
+    out: Annotated[Path, typer.Option("--out", metavar="NAME", help="Makes NAME.pem and NAME.pub.")] = Path("bundle"),
+    passphrase: Annotated[bool, typer.Option("--passphrase", help="Ask for one, and encrypt the private key.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a key pair: NAME.pem signs bundles and stays here; NAME.pub goes to the devices."""
+    from edged.bundle.sign import make_key
+
+    private, public = out.with_name(out.name + ".pem"), out.with_name(out.name + ".pub")
+    secret = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True) if passphrase else ""
+    make_key(private, public, secret)
+    if as_json:
+        _say_json({"private": str(private), "public": str(public)})
+    else:
+        _say(f"made: {private} (keep it secret: who has it, installs on your devices)\nmade: {public}")
+
+
+# --- profiles --------------------------------------------------------------------------------------
+
+
+@app.command()
+def top(
+    context: typer.Context,
+    once: Annotated[bool, typer.Option("--once", help="Show the last ten seconds and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what the workers use, each second: a table, and a heat map of the cores."""
+    from edged.probe.profile import to_json
+
+    with _daemon(context) as client:
+        if once:
+            shown = client.profile("10s")
+            _say_profiles(shown, [shown], as_json=as_json)
+            return
+        with contextlib.closing(client.profiles()) as seconds, contextlib.suppress(KeyboardInterrupt):
+            if as_json:
+                for second in seconds:
+                    typer.echo(to_json(second))
+            else:
+                _watch_profiles(seconds)
+
+
+def _watch_profiles(seconds: "Iterable[Profile]") -> None:
+    from rich.live import Live
+
+    from edged.probe.draw import HEAT_COLUMNS, screen
+
+    history: collections.deque[Profile] = collections.deque(maxlen=HEAT_COLUMNS)
+    console = _console()
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        for second in seconds:
+            history.append(second)
+            live.update(screen(second, history), refresh=True)
+
+
+def _say_profiles(shown: "Profile", history: "Sequence[Profile]", *, as_json: bool) -> None:
+    from edged.probe.draw import screen
+    from edged.probe.profile import to_json
+
+    if as_json:
+        typer.echo(to_json(shown))
+    else:
+        _console().print(screen(shown, history))
+
+
+@profile.command("record")
+def profile_record(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to; a line of JSON a second.")],
+    seconds: Annotated[int, typer.Option("--seconds", min=1, help="How long.")] = 60,
+    as_json: Json = False,
+) -> None:
+    """Keep the profiles of the coming seconds in a file."""
+    from edged.probe.profile import to_json
+
+    recorded = 0
+    with (
+        _daemon(context) as client,
+        contextlib.closing(client.profiles()) as stream,
+        _writing(file) as output,
+        _progress("recording", total=seconds, shown=not as_json) as advance,
+    ):
+        for second in itertools.islice(stream, seconds):
+            output.write(to_json(second) + b"\n")
+            recorded += 1
+            advance(recorded, seconds)
+    if as_json:
+        _say_json({"file": file, "seconds": recorded})
+    else:
+        _say(f"recorded   {file} ({recorded} s)")
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> "Iterator[BinaryIO]":
+    try:
+        with file.open("wb") as output:
+            yield output
+    except OSError as error:
+        raise RequestError(f"cannot write {file}: {error.strerror}", hint="choose another file") from error
+
+
+@profile.command("show")
+def profile_show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A recording.")],
+    as_json: Json = False,
+) -> None:
+    """Show a recording: the whole time as one profile, and a heat map of its seconds."""
+    from edged.probe.profile import from_json, merge
+
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise RequestError(f"cannot read {file}: {error.strerror}", hint="check its permissions") from error
+    seconds = [from_json(line) for line in lines]
+    if not seconds:
+        raise RequestError(f"{file} is empty", hint="record one: edged profile record FILE")
+    _say_profiles(merge(seconds), seconds, as_json=as_json)
+
+
+@profile.command("worker")
+def profile_worker(
+    context: typer.Context,
+    role: Annotated[Literal["chat", "embed"], typer.Option("--role", help="Whose worker.")] = "chat",
+    seconds: Annotated[int, typer.Option("--seconds", min=1, max=600, help="How long.")] = 60,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIRECTORY", file_okay=False, help="Where to; edged-<role>-<time> by default."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find out where a running worker's time goes and what memory it keeps: flame graph, memory report, timeline."""
+    from edged.gateway.inspection_wire import Finished, InspectionRequest, Started
+    from edged.probe import digging
+
+    folder = out or Path(f"edged-{role}-{time.strftime('%Y%m%d-%H%M%S')}")
+    order = InspectionRequest(role=role, seconds=seconds, tracer=os.getpid())
+    with (
+        _daemon(context) as client,
+        digging.Digging(folder, digging.find_py_spy(), role=role, seconds=seconds) as dig,
+        contextlib.closing(client.inspect(order)) as events,
+        _progress(f"looking into the {role} worker", total=seconds, shown=not as_json) as advance,
+    ):
+        for number, event in enumerate(events):
+            match event:
+                case Started(pid=pid):
+                    dig.started(pid)
+                case Finished(allocations=file):
+                    dig.finished(Path(file))
+                case second:
+                    dig.profile(second)
+                    advance(number, seconds)
+    _say_dug(dig.write(), as_json=as_json)
+
+
+def _say_dug(dug: "Dug", *, as_json: bool) -> None:
+    if as_json:
+        _say_json(_plain(dug))
+        return
+    reach = "into llama.cpp" if dug.native else "of Python alone"
+    _say(f"time: {dug.samples} stacks, {reach}; innermost:")
+    for frame, share in dug.innermost:
+        _say(f"{share:>8.0%}  {frame}")
+    _say(f"memory taken meanwhile and kept: {_size(sum(kept.bytes for kept in dug.kept))}")
+    for kept in dug.kept:
+        _say(f"{_size(kept.bytes):>9}  {kept.allocations} pieces, {kept.place}")
+    for note in dug.notes:
+        _note(f"note: {note}")
+    _say(f"written to {dug.folder}: {', '.join(dug.files)}")
 
 
 # --- demo ------------------------------------------------------------------------------------------

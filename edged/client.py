@@ -2,9 +2,9 @@
 
 import json
 import ssl
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -13,10 +13,15 @@ from pydantic import ValidationError
 from edged.config import Config, split_listen
 from edged.errors import DaemonUnreachableError, EdgedError
 from edged.gateway import wire
+from edged.gateway.inspection_wire import Finished, InspectionRequest, Started
 from edged.gateway.rollouts_wire import RollbackRequest, RolloutBody, RolloutRequest, RolloutsBody
+from edged.probe.profile import Profile, from_json
+from edged.probe.rollup import Window
 from edged.types import Delta, Restarted
 
+E = TypeVar("E")
 AskEvent = Delta | Restarted | wire.AnswerBody
+InspectionEvent = Started | Profile | Finished
 CONNECT_SECONDS = 5.0
 FOLLOW_SECONDS = 20
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # what a listener takes, no one can connect to
@@ -80,16 +85,7 @@ class Client:
             json=query.model_dump(exclude_defaults=True),
             headers={"accept": "text/event-stream"},
         )
-        response = self._exchange(request, stream=True)
-        try:
-            if response.status_code != 200:
-                response.read()
-                raise self._error(response)
-            yield from _ask_events(server_sent_events(response.iter_lines()))
-        except httpx.TransportError as error:
-            raise _lost(error) from error
-        finally:
-            response.close()
+        yield from self._events(request, _ask_events)
 
     def add_document(self, document: wire.DocumentRequest) -> wire.IngestedBody:
         """Add or replace a document."""
@@ -115,6 +111,20 @@ class Client:
         """End the rollout under way, or begin to bring the model before back."""
         return self._rollout("POST", "/v1/rollouts/rollback", body=order.model_dump())
 
+    def profile(self, window: Window) -> Profile:
+        """What the workers used in the latest window."""
+        return from_json(self._send("GET", "/v1/profile", parameters={"window": window}).content)
+
+    def profiles(self) -> Generator[Profile, None, None]:
+        """The last second and each from now on, without an end."""
+        request = self._http.build_request("GET", "/v1/profile", headers={"accept": "text/event-stream"})
+        yield from self._events(request, _profile_events)
+
+    def inspect(self, order: InspectionRequest) -> Generator[InspectionEvent, None, None]:
+        """Look into a worker: started, profiles, finished. What it recorded is there until the generator is closed."""
+        request = self._http.build_request("POST", "/v1/profile/worker", json=order.model_dump())
+        yield from self._events(request, _inspection_events)
+
     def rollouts(self) -> RolloutsBody:
         """The models that serve, and the latest rollouts."""
         return RolloutsBody.model_validate_json(self._send("GET", "/v1/rollouts").content)
@@ -130,6 +140,20 @@ class Client:
     def _rollout(self, method: str, path: str, **request: Any) -> RolloutBody:
         response = self._send(method, path, expected=(200, 202), **request)
         return RolloutBody.model_validate_json(response.content)
+
+    def _events(
+        self, request: httpx.Request, read: Callable[[Iterable[tuple[str, str]]], Iterator[E]]
+    ) -> Generator[E, None, None]:
+        response = self._exchange(request, stream=True)
+        try:
+            if response.status_code != 200:
+                response.read()
+                raise self._error(response)
+            yield from read(server_sent_events(response.iter_lines()))
+        except httpx.TransportError as error:
+            raise _lost(error) from error
+        finally:
+            response.close()
 
     def _send(
         self,
@@ -217,6 +241,31 @@ def _ask_events(events: Iterable[tuple[str, str]]) -> Iterator[AskEvent]:
             case "error":
                 raise error_from(json.loads(data))
     raise _lost("the stream ended without an answer")
+
+
+def _profile_events(events: Iterable[tuple[str, str]]) -> Iterator[Profile]:
+    for name, data in events:
+        match name:
+            case "profile":
+                yield from_json(data)
+            case "error":
+                raise error_from(json.loads(data))
+    raise _lost("the stream of profiles ended")
+
+
+def _inspection_events(events: Iterable[tuple[str, str]]) -> Iterator[InspectionEvent]:
+    for name, data in events:
+        match name:
+            case "started":
+                yield Started.model_validate_json(data)
+            case "profile":
+                yield from_json(data)
+            case "finished":
+                yield Finished.model_validate_json(data)
+                return
+            case "error":
+                raise error_from(json.loads(data))
+    raise _lost("the daemon ended before it had looked into the worker")
 
 
 def _lost(reason: object) -> DaemonUnreachableError:

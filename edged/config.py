@@ -172,7 +172,7 @@ class Chat(Section):
 
     model: str = Field("smollm2-135m-instruct", description="Model name in the catalogue.")
     path: FilePath | None = Field(None, description="A GGUF file to serve instead of a catalogue model.")
-    threads: int = Field(0, ge=0, description="Compute threads; 0 takes min(cores, whole cores of the CPU quota).")
+    threads: int = Field(0, ge=0, description="Compute threads; 0 takes min(cores, the CPU quota in cores, rounded).")
     context_tokens: int = Field(8192, ge=256, description="KV cache shared by all sequences, tokens.")
     sequences: int = Field(8, ge=1, le=64, description="Answers generated at the same time.")
     kv: Literal["shared", "apart"] = Field(
@@ -290,6 +290,40 @@ class Hardware(Section):
     )
 
 
+class Probe(Section):
+    """What the workers use of the device: measured each second, and published as profiles."""
+
+    enabled: bool = Field(True, description="Whether profiles are made at all.")
+    socket: FilePath = Field(
+        Path("/run/edged-probe/probe.sock"), description="Where the probe listens; without one edged measures itself."
+    )
+    device: str | None = Field(
+        None,
+        pattern=r"^[^\x00-\x1f\x7f/+#]+$",
+        description="This device's name in profiles and in their topic; the host name when unset.",
+    )
+    topic: str = Field(
+        "edged/{device}/profile", min_length=1, description="Retained profile, of a minute; {device} is filled in."
+    )
+    publish_seconds: float = Field(
+        60.0, ge=10, description="How often it is published, seconds; on a notable change sooner, every 10 s at most."
+    )
+    weight_memory: float = Field(0.7, ge=0, description="Weight of free memory in the load score.")
+    weight_latency: float = Field(0.3, ge=0, description="Weight of short waiting times in the load score.")
+    weight_cpu: float = Field(0.0, ge=0, description="Weight of idle CPU time in the load score.")
+    half_latency_ms: float = Field(
+        50.0, gt=0, description="Waiting time at which the latency part of the load score is one half, ms."
+    )
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if not self.weight_memory + self.weight_latency + self.weight_cpu:
+            raise ValueError("one of the weights must be more than 0")
+        if "+" in self.topic or "#" in self.topic:
+            raise ValueError("topic is published to and takes no wildcard")
+        return self
+
+
 class Log(Section):
     """Log output on stderr."""
 
@@ -317,6 +351,7 @@ class Config(Section):
     rag: Rag = Field(default_factory=Rag)
     rollout: Rollout = Field(default_factory=Rollout)
     hardware: Hardware = Field(default_factory=Hardware)
+    probe: Probe = Field(default_factory=Probe)
     log: Log = Field(default_factory=Log)
 
     @model_validator(mode="after")
@@ -332,6 +367,11 @@ class Config(Section):
     def run_dir(self) -> Path:
         """Sockets of this run."""
         return self.home / "run"
+
+    @property
+    def profile_socket(self) -> Path:
+        """Where a local coordinator reads profiles."""
+        return self.home / "profile.sock"
 
     @property
     def models_dir(self) -> Path:

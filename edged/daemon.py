@@ -15,7 +15,7 @@ import structlog
 from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
 
-from edged import log
+from edged import __version__, log
 from edged.config import Config, Topic, split_listen
 from edged.errors import ConfigError
 from edged.events.admission import Admission
@@ -31,6 +31,14 @@ from edged.hardware.thermal import Thermometer
 from edged.hardware.usage import Usage, read_usage
 from edged.models.catalog import Catalog
 from edged.models.rollout import ROLES, Limits, Role
+from edged.probe.broadcast import Broadcast
+from edged.probe.exposition import Exposition
+from edged.probe.feed import Feed
+from edged.probe.profile import Device, Warmth, Weights
+from edged.probe.profiles import Profiles
+from edged.probe.progress import Subject
+from edged.probe.publish import Publisher
+from edged.probe.sample import Sample, Watched
 from edged.rag.answer import Answerer, Settings
 from edged.rag.ingest import Library
 from edged.rag.reembed import Collections
@@ -43,14 +51,16 @@ from edged.runtime.metrics import Metrics
 from edged.runtime.notify import Notifier, feed_watchdog, inherited_listeners
 from edged.runtime.supervise import Supervisor
 from edged.serving.care import Care, HeatLimits, Sources, Workers
+from edged.serving.deviation import CANDIDATE
 from edged.serving.findings import Findings
+from edged.serving.inspection import Inspections
 from edged.serving.keeper import Keeper, wishes
 from edged.serving.launch import Launcher
 from edged.serving.moves import Journal
 from edged.serving.pool import ChatPool, EmbedderPool
 from edged.serving.restraint import Restrained, Restraint
 from edged.serving.rollout import Rollouts, Trial
-from edged.status import NamedWorker, StatusBoard, hardware_body
+from edged.status import NamedWorker, StatusBoard, hardware_body, probe_body
 from edged.store.knowledge import KnowledgeStore
 from edged.workers.cgroup import Tree
 from edged.workers.process import ENGINE_COMMAND
@@ -115,9 +125,7 @@ async def running(
     notifier = notifier or Notifier()
     reloader = reloader or Reloader(config, lambda: config, notifier)
     api_key = _api_key(config)
-    health = Health()
-    health.subscribe(lambda: notifier.status(_status_line(health)))
-    health.set(conditions.STARTING, "loading")
+    health = _health(notifier)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(hold_home(config))
         stack.enter_context(_one_blas_thread())
@@ -145,8 +153,8 @@ async def running(
         await rollouts.begin()
         await _use_embedder(store, rollouts, health)
 
-        metrics.watch_workers(functools.partial(_worker_usage, rollouts))
         answerer = _answerer(config, store, chats, embedders, metrics)
+        profiles = _profiles(config, keeper, metrics, rollouts)
         care = _care(
             config,
             keeper,
@@ -155,7 +163,9 @@ async def running(
             health,
             metrics,
             available_memory,
+            profiles,
         )
+        feed = _feed(config, health, profiles, care, functools.partial(_subjects, rollouts, chats, keeper))
         board = StatusBoard(
             health,
             inbox,
@@ -163,6 +173,7 @@ async def running(
             chat=functools.partial(_shown, rollouts, "chat", config.chat.model),
             embed=functools.partial(_shown, rollouts, "embed", config.embed.model),
             hardware=functools.partial(hardware_body, care, restraint),
+            probe=functools.partial(probe_body, feed, profiles),
         )
         supervisor = Supervisor()
         stack.push_async_callback(supervisor.stop_all)
@@ -170,8 +181,7 @@ async def running(
         supervisor.start("prune", functools.partial(_prune, inbox, reloader, board))
         admission = Admission(health, limit=config.events.max_pending, open_events=await inbox.open_count())
         mqtt = _start_events(supervisor, config, health, inbox, answerer, admission, metrics, board, restraint)
-        supervisor.start("rollouts", rollouts.run)
-        supervisor.start("care", care.run)
+        _start_upkeep(supervisor, config, rollouts, care, feed, profiles, mqtt)
 
         app = create_app(
             answers=Restrained(answerer, restraint),
@@ -181,6 +191,8 @@ async def running(
             chats=chats,
             embedders=embedders,
             rollouts=rollouts,
+            profiles=profiles,
+            inspections=Inspections(functools.partial(_worker, rollouts), config.run_dir),
             api_key=api_key,
             max_body_bytes=config.http.max_body_bytes,
         )
@@ -197,6 +209,7 @@ async def running(
         finally:
             notifier.stopping()
             health.set(conditions.STOPPING, "stopping")
+            profiles.close()
 
 
 async def _answer(inbox: Inbox, store: KnowledgeStore) -> None:
@@ -211,6 +224,14 @@ def _use_live_settings(answerer: Answerer, admission: Admission, mqtt: MqttGatew
     answerer.use(_answer_settings(config), near=config.rag.near)
     admission.use_limit(config.events.max_pending)
     mqtt.use_rules([_rule(topic) for topic in config.events.topics])
+
+
+def _health(notifier: Notifier) -> Health:
+    """All conditions, told to systemd: it is starting."""
+    health = Health()
+    health.subscribe(lambda: notifier.status(_status_line(health)))
+    health.set(conditions.STARTING, "loading")
+    return health
 
 
 def _status_line(health: Health) -> str:
@@ -302,6 +323,11 @@ def _workers(rollouts: Rollouts, chats: ChatPool) -> Workers:
     return serving
 
 
+def _worker(rollouts: Rollouts, role: Role) -> Worker | None:
+    service = rollouts.active(role)
+    return None if service is None else service.worker
+
+
 def _trial(config: Config) -> Trial:
     settings = config.rollout.model_dump()
     requests, seconds = settings.pop("canary_requests"), settings.pop("canary_seconds")
@@ -352,13 +378,14 @@ def _care(
     health: Health,
     metrics: Metrics,
     available_memory: Callable[[], int | None],
+    profiles: Profiles,
 ) -> Care:
     limits = HeatLimits(
         throttle_celsius=config.hardware.throttle_celsius,
         margin_celsius=config.hardware.margin_celsius,
         hot_max_tokens=config.hardware.hot_max_tokens,
     )
-    sources = Sources(available=available_memory, heat=Thermometer().read)
+    sources = Sources(available=available_memory, heat=Thermometer().read, profile=lambda: profiles.latest)
     reserve_bytes = config.chat.reserve_memory_bytes
     care = Care(keeper, workers, restraint, health, sources, limits, reserve_bytes=reserve_bytes)
     _watch_device(metrics, care, restraint)
@@ -373,6 +400,92 @@ def _watch_device(metrics: Metrics, care: Care, restraint: Restraint) -> None:
     watch("edged_memory_stage", "0: calm, 1: no batch work, 2: less of all", lambda: care.pressure.stage.severity)
     watch("edged_placement_repairs", "Changes from outside that were put back", lambda: care.repairs)
     watch("edged_batch_refused", "Batch requests refused for want of memory", lambda: restraint.refused)
+
+
+# --- profiles --------------------------------------------------------------------------------------
+
+
+def _profiles(config: Config, keeper: Keeper, metrics: Metrics, rollouts: Rollouts) -> Profiles:
+    probe, machine = config.probe, keeper.machine
+    device = Device(
+        id=probe.device or socket.gethostname(),
+        software=__version__,
+        cores={core.number: core.speed for core in machine.cores},
+        quota_cores=machine.quota_cores,
+        weights=Weights(
+            memory=probe.weight_memory,
+            latency=probe.weight_latency,
+            cpu=probe.weight_cpu,
+            half_seconds=probe.half_latency_ms / 1e3,
+        ),
+    )
+    profiles = Profiles(device)
+    metrics.add(Exposition(profiles))
+    metrics.watch_workers(functools.partial(_worker_usage, rollouts))
+    return profiles
+
+
+def _feed(
+    config: Config, health: Health, profiles: Profiles, care: Care, subjects: Callable[[], list[Subject]]
+) -> Feed:
+    def watched() -> list[Watched]:
+        return [subject.watched for subject in subjects()]
+
+    def add(sample: Sample) -> None:
+        profiles.add(sample, subjects(), _warmth(care, health))
+
+    return Feed(config.probe.socket, watched, add, health)
+
+
+def _subjects(rollouts: Rollouts, chats: ChatPool, keeper: Keeper) -> list[Subject]:
+    """The processes to be measured: the daemon, and each worker that runs."""
+    workers: list[tuple[str, str, Worker]] = [
+        (role, service.model.identity, service.worker)
+        for role in ROLES
+        if (service := rollouts.active(role)) is not None
+    ]
+    if chats.candidate is not None:
+        workers.append((CANDIDATE, chats.candidate.name, chats.candidate.worker))
+    own = os.getpid()
+    subjects = [Subject(watched=Watched(name="daemon", pid=own, group=keeper.group(own)))]
+    for name, model, worker in workers:
+        if worker.pid is not None:
+            watched = Watched(name=name, pid=worker.pid, group=keeper.group(worker.pid))
+            subjects.append(Subject(watched=watched, model=model, served=worker.served))
+    return subjects
+
+
+def _warmth(care: Care, health: Health) -> Warmth:
+    hottest = care.hottest
+    slowed = health.holds(conditions.CPU_SLOWED)
+    if hottest is None:
+        return Warmth(slowed=slowed)
+    headroom = None if hottest.slows_at is None else hottest.slows_at - hottest.celsius
+    return Warmth(celsius=hottest.celsius, headroom=headroom, slowed=slowed)
+
+
+def _start_upkeep(
+    supervisor: Supervisor,
+    config: Config,
+    rollouts: Rollouts,
+    care: Care,
+    feed: Feed,
+    profiles: Profiles,
+    mqtt: MqttGateway,
+) -> None:
+    """What looks after models and device, and tells others of them."""
+    supervisor.start("rollouts", rollouts.run)
+    supervisor.start("care", care.run)
+    if not config.probe.enabled:
+        return
+    supervisor.start("probe-link", feed.follow)
+    supervisor.start("probe-stand-in", feed.stand_in)
+    supervisor.start("profile-socket", Broadcast(profiles, config.profile_socket).run)
+    if config.mqtt.enabled:
+        device = profiles.device.id.translate(dict.fromkeys(map(ord, "/+#"), "-"))
+        topic = config.probe.topic.replace("{device}", device)
+        publish = functools.partial(mqtt.retain, topic)
+        supervisor.start("profile-publish", Publisher(profiles, publish, config.probe.publish_seconds).run)
 
 
 # --- parts -----------------------------------------------------------------------------------------

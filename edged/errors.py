@@ -142,6 +142,21 @@ class DeadlineError(WorkerError):
     retryable = True
 
 
+class InspectionUnavailableError(WorkerError):
+    """A tool that looks into a worker is missing, or cannot be used here."""
+
+    code = "inspection_unavailable"
+    default_hint = "install the tools where edged is: pip install 'edged[profiling]'"
+
+
+class InspectionBusyError(WorkerError):
+    """Somebody looks into this worker already."""
+
+    code = "inspection_busy"
+    retryable = True
+    default_hint = "wait until that is over"
+
+
 # --- the device -----------------------------------------------------------------------------------
 
 
@@ -149,6 +164,25 @@ class ConfinementError(EdgedError):
     """Processes cannot be kept where it was decided."""
 
     code = "confinement_failed"
+
+
+class ProbeError(EdgedError):
+    """A means of measurement cannot be used, or the probe and its client do not understand each other."""
+
+    code = "probe_error"
+
+
+class ProfileError(EdgedError):
+    """What was read is no profile, or one of another schema."""
+
+    code = "profile_invalid"
+
+
+class ProfileUnavailableError(EdgedError):
+    """Nothing is measured, or nothing yet."""
+
+    code = "profile_unavailable"
+    retryable = True
 
 
 # --- stores ----------------------------------------------------------------------------------------
@@ -177,6 +211,21 @@ class EmbedderMismatchError(StoreError):
 
 class DocumentNotFoundError(StoreError):
     code = "document_not_found"
+
+
+# --- bundles ---------------------------------------------------------------------------------------
+
+
+class BundleError(EdgedError):
+    """An offline bundle cannot be made."""
+
+    code = "bundle_failed"
+
+
+class BundleInvalidError(BundleError):
+    """A bundle is damaged, changed, or not signed by the key asked for."""
+
+    code = "bundle_invalid"
 
 
 # --- requests --------------------------------------------------------------------------------------
@@ -246,6 +295,9 @@ HTTP_STATUS: dict[str, int] = {
     BatchShedError.code: 503,
     WorkerUnavailableError.code: 503,
     WorkerLostError.code: 503,
+    InspectionUnavailableError.code: 501,
+    InspectionBusyError.code: 409,
     StoreClosedError.code: 503,
+    ProfileUnavailableError.code: 503,
 }
 """Error code to HTTP status (RFC 9110); every other code is a 500."""

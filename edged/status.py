@@ -12,6 +12,9 @@ from edged.gateway.http import Documents
 from edged.gateway.mqtt import MqttGateway
 from edged.hardware.features import built_with
 from edged.hardware.placement import Bounds
+from edged.probe.feed import Feed, Link
+from edged.probe.profile import spent_seconds
+from edged.probe.profiles import Profiles
 from edged.runtime.health import Health
 from edged.serving.care import Care
 from edged.serving.restraint import Restraint
@@ -37,6 +40,7 @@ class StatusBoard:
         chat: Callable[[], NamedWorker],
         embed: Callable[[], NamedWorker],
         hardware: Callable[[], wire.HardwareBody | None] = lambda: None,
+        probe: Callable[[], wire.ProbeBody | None] = lambda: None,
     ) -> None:
         self._health = health
         self._inbox = inbox
@@ -44,6 +48,7 @@ class StatusBoard:
         self._chat = chat
         self._embed = embed
         self._hardware = hardware
+        self._probe = probe
         self._started = time.monotonic()
         self._changed = asyncio.Event()
         self._changed.set()
@@ -96,6 +101,7 @@ class StatusBoard:
             embed=_worker_body(embed_name, embed),
             engine=_engine_body(chat, embed),
             hardware=self._hardware(),
+            probe=self._probe(),
             documents=self._documents,
             chunks=self._chunks,
             events=self._events,
@@ -171,6 +177,22 @@ def hardware_body(care: Care, restraint: Restraint) -> wire.HardwareBody:
         memory=care.pressure.stage.value,
         sequences=None if tune is None else tune.sequences,
         longest_answer=restraint.longest_answer,
+    )
+
+
+def probe_body(feed: Feed, profiles: Profiles) -> wire.ProbeBody | None:
+    """By which means the workers are measured, at what cost."""
+    latest = profiles.latest
+    if latest is None:
+        return None
+    recent = profiles.window("10s")
+    return wire.ProbeBody(
+        linked=feed.link is Link.HEARD,
+        step=latest.step.value,
+        reason=latest.reason,
+        score=round(recent.score.value, 3),
+        cpu_share=round(spent_seconds(recent.probe) / recent.seconds, 5) if recent.seconds else 0.0,
+        resident_bytes=latest.probe.resident_bytes,
     )
 
 

@@ -171,6 +171,20 @@ AnswerEvent = Delta | Restarted | Answer
 """What a stream of one answer consists of; exactly one :class:`Answer` comes last."""
 
 
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker has done so far, or in some time: of the finished requests, but for ``completion_tokens``, which
+    count while an answer grows. ``cached_tokens`` of the prompts were not computed again."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    finished_tokens: int = 0
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    generate_seconds: float = 0.0
+
+
 class DocumentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A stored document without its text. ``added_at`` is Unix time in seconds, ``bytes`` of UTF-8 text."""
 

@@ -3,7 +3,7 @@
 #
 # The sourcing script sets `here` (the checkout) and runs under `set -euo pipefail`.
 
-readonly python_range="3.11, 3.12 or 3.13"
+python_range="3.11, 3.12 or 3.13"
 
 current_step=""
 step_started=0

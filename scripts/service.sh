@@ -4,12 +4,14 @@
 # Each version has a directory of its own below the prefix, and the link `current` says which one serves. A version is
 # made and tried beside the one that serves; only then is the service stopped, for as long as a start takes.
 
-: "${here:?} ${architecture:?} ${offline:?} ${dry_run:?} ${purge:?}" # install-edge.sh sets them
+: "${here:?} ${architecture:?} ${offline:?} ${dry_run:?} ${purge:?}" # install-edge.sh sets them, and these:
+: "${bundle?} ${key?} ${model?} ${broker?}"
 
 # shellcheck source=scripts/board.sh
 source "$here/scripts/board.sh"
 readonly service_user=edged
 readonly config_dir=/etc/edged
+readonly device_key="$config_dir/bundle.pub"
 readonly data_dir=/var/lib/edged
 readonly cache_dir=/var/cache/edged
 readonly unit_dir=/etc/systemd/system
@@ -26,6 +28,8 @@ readonly starts_that_fail=3           # a version that ended so often is not wai
 source "$here/scripts/broker.sh"
 
 unpacked=""       # the bundle, checked
+parts="$here"     # the installer, units and documents of what is installed
+pythons=(3.11 3.12 3.13)
 switching_from="" # the version to go back to while another one is tried
 scratch=""        # removed at the end
 
@@ -58,8 +62,12 @@ check_service() {
     [[ "$broker" != local ]] || check_broker
     [[ -z "$bundle" ]] || open_bundle
     if [[ "$offline" == yes ]]; then
-        offline_packages
-        check_service_machine
+        if [[ "$dry_run" == no ]]; then
+            offline_packages
+            check_service_machine
+        else
+            say_packages || check_service_machine
+        fi
         lacks_nothing || { report_missing && give_up "" "Nothing was changed: --offline takes nothing from the network."; }
     elif [[ "$dry_run" == yes ]]; then
         check_service_machine
@@ -68,20 +76,87 @@ check_service() {
     fi
 }
 
+# --- the bundle -----------------------------------------------------------------------------------------
+
 # Into a directory of root's beside the versions: what is installed from it must be what was checked.
 open_bundle() {
-    local python complaint
+    local checker signer complaint versions
     offline=yes
     [[ -e "$bundle" ]] || give_up "there is no bundle $bundle" "Nothing was changed."
-    python="$(find_python)" || give_up "the bundle cannot be checked: there is no Python it could serve with" "Nothing was changed."
+    checker="$(find_checker)" || give_up "the bundle cannot be checked: there is no Python from 3.9 on" \
+        "Nothing was changed. Install Debian's package python3 first."
     need_space "$prefix" "$(($(du -sm "$bundle" | cut -f 1) + venv_megabytes))" "the bundle and what it holds"
     lacks_nothing || { report_missing && give_up "" "Nothing was changed."; }
     make_scratch
-    complaint="$("$python" "$here/scripts/bundle.py" "$bundle" "$scratch/bundle" "$(uname -m)" \
-        "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" 2>&1 >/dev/null)" ||
-        give_up "the bundle $bundle cannot be used: $complaint" "Nothing was changed. Copy or make it again."
-    unpacked="$scratch/bundle"
-    say "the bundle is whole"
+    signer="$(bundle_key)"
+    [[ -z "$signer" ]] || cp -- "$signer" "$scratch/bundle.pub" 2>/dev/null ||
+        give_up "the key $signer cannot be read" "Nothing was changed."
+    mapfile -t versions < <(pythons_here)
+    complaint="$("$checker" -I "$here/scripts/bundle.py" ${signer:+--key "$scratch/bundle.pub"} "$bundle" "$scratch/bundle" \
+        "$(uname -m)" "${versions[@]}" 2>&1 >/dev/null)" ||
+        give_up "the bundle $bundle cannot be used: $complaint" \
+            "Nothing was changed. Copy or make it again${signer:+; it must be signed by the key in $signer}."
+    use_bundle "$scratch/bundle"
+    say "the bundle is whole${signer:+, and signed by the key in $signer}"
+}
+
+use_bundle() {
+    unpacked="$1"
+    [[ ! -d "$unpacked/installer" ]] || parts="$unpacked/installer"
+    mapfile -t pythons < <(from_bundle python)
+    # shellcheck disable=SC2034 # machine.sh's
+    python_range="${pythons[*]}"
+    [[ -z "$model" ]] || from_bundle models | grep -qxF "$model" ||
+        give_up "the bundle has no model $model" "Nothing was changed. It has: $(from_bundle models | tr '\n' ' ')"
+}
+
+# The one given, else the one that this device was installed with; without either, nobody's signature is asked for.
+bundle_key() {
+    if [[ -n "$key" ]]; then
+        printf '%s\n' "$key"
+    elif [[ -e "$device_key" ]]; then
+        printf '%s\n' "$device_key"
+    fi
+}
+
+# As it was when the bundle was checked by it.
+keep_key() {
+    [[ -n "$key" ]] || return 0
+    place "$device_key" root:root 644 <"$scratch/bundle.pub"
+    say "made: $device_key; bundles that it did not sign are refused from now on"
+}
+
+# Any Python that can check a bundle: the one that edged is to run with may only come with it.
+find_checker() {
+    local candidate
+    for candidate in python3 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+pythons_here() {
+    local candidate
+    for candidate in python3 python3.13 python3.12 python3.11; do
+        "$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
+    done | sort -u
+}
+
+# from_bundle KEY: what the manifest says, each value on a line.
+from_bundle() {
+    "$(find_checker)" -I -c '
+import json, sys
+said = json.load(open(sys.argv[1])).get(sys.argv[2], [])
+for value in [said] if isinstance(said, str) else said:
+    print(value)' "$unpacked/manifest.json" "$1"
+}
+
+# Replaces machine.sh's: what comes with a bundle is for the Pythons that it names.
+python_in_range() {
+    "$1" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1:])' "${pythons[@]}" 2>/dev/null
 }
 
 make_scratch() {
@@ -90,19 +165,45 @@ make_scratch() {
     [[ -n "$scratch" ]] || { mkdir -p "$parent" && scratch="$(mktemp -d "$parent/.install.XXXXXX")"; }
 }
 
-# Debian packages that came with the bundle, those that are not installed yet.
+# Debian packages that came with the bundle: apt takes from them what this system lacks, and nothing from elsewhere.
 offline_packages() {
-    local package wanted=()
-    [[ -n "$unpacked" && "$dry_run" == no ]] || return 0
-    for package in "$unpacked"/debs/*.deb; do
-        [[ ! -f "$package" ]] || is_installed "$package" || wanted+=("$package")
-    done
-    ((${#wanted[@]} == 0)) || DEBIAN_FRONTEND=noninteractive dpkg --install "${wanted[@]}" >"$scratch/dpkg.log" 2>&1 ||
-        failed_logged "$scratch/dpkg.log" "install the bundle's Debian packages"
+    local wanted log="$scratch/apt.log"
+    mapfile -t wanted < <(packages_wanted)
+    ((${#wanted[@]})) || return 0
+    mkdir -p "$scratch"/apt/{lists,archives}/partial
+    printf 'deb [trusted=yes] file:%s ./\n' "$unpacked/debs" >"$scratch/apt/sources.list"
+    if ! { offline_apt update && offline_apt install "${wanted[@]}"; } >"$log" 2>&1; then
+        complain "could not install the bundle's Debian packages: ${wanted[*]}"
+        show_end_of_log "$log"
+        give_up "" "edged was left as it was. Where this system's packages are newer than the bundle's, make the bundle again," \
+            "or bring these packages from the network: $(sudo_word)apt-get install ${wanted[*]}"
+    fi
+    say "installed from the bundle: ${wanted[*]}"
 }
 
-is_installed() {
-    dpkg-query --show --showformat '${db:Status-Status}' "$(dpkg-deb --field "$1" Package)" 2>/dev/null | grep -qx installed
+offline_apt() {
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends -o Acquire::Languages=none \
+        -o Dir::Etc::SourceList="$scratch/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+        -o Dir::State::Lists="$scratch/apt/lists" -o Dir::Cache="$scratch/apt" \
+        -o APT::Sandbox::User=root -o DPkg::Lock::Timeout=120 "$@"
+}
+
+# Those that came for this very release and are not there: packages of another would not fit.
+packages_wanted() {
+    local package
+    [[ -n "$unpacked" ]] || return 0
+    grep -qsE "^(VERSION|UBUNTU)_CODENAME=\"?$(from_bundle suite)\"?\$" /etc/os-release || return 0
+    from_bundle packages | while read -r package; do
+        dpkg-query --show --showformat '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
+            printf '%s\n' "$package"
+    done
+}
+
+# For a dry run, in which what they bring is not there yet. Fails when nothing would be installed.
+say_packages() {
+    local wanted
+    mapfile -t wanted < <(packages_wanted)
+    ((${#wanted[@]})) && say "would install from the bundle: ${wanted[*]}"
 }
 
 # --- what is wanted and what is there ---------------------------------------------------------------------
@@ -112,8 +213,8 @@ wanted_version() {
     local version content
     version="$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/pyproject.toml")"
     if [[ -n "$unpacked" ]]; then
-        version="$(sed -n 's/^ *"edged": *"\([^"]*\)".*/\1/p' "$unpacked/manifest.json" | head -n 1)"
-        content="$(cat "$unpacked/manifest.json" "$here"/systemd/* | sha256sum)"
+        version="$(from_bundle edged)"
+        content="$(cat "$unpacked/manifest.json" "$parts"/systemd/* | sha256sum)"
     else
         content="$({
             cd "$here" && llama_key && find edged models systemd pyproject.toml README.md LICENSE -type f \
@@ -181,6 +282,7 @@ make_config() {
 }
 
 config_text() {
+    local chat embed
     printf '# docs/CONFIG.md lists every setting. Check with "edged check", then "systemctl reload edged".\n'
     printf 'home = "%s"\ncache = "%s"\n\n[http]\napi_key_file = "%s"\n' "$data_dir" "$cache_dir" "$config_dir/api-key"
     if [[ "$broker" == local ]]; then
@@ -188,7 +290,10 @@ config_text() {
     elif [[ -n "$broker" ]]; then
         printf '\n[mqtt]\nurl = "%s"\n' "$broker"
     fi
-    [[ -z "$model" ]] || printf '\n[chat]\nmodel = "%s"\n' "$model"
+    chat="$model" embed=""
+    [[ -z "$unpacked" ]] || { chat="${model:-$(from_bundle chat)}" && embed="$(from_bundle embed)"; }
+    [[ -z "$chat" ]] || printf '\n[chat]\nmodel = "%s"\n' "$chat"
+    [[ -z "$embed" ]] || printf '\n[embed]\nmodel = "%s"\n' "$embed"
 }
 
 # The unit hides all devices: a Jetson's GPU is reached through some of them.
@@ -218,10 +323,20 @@ make_version() {
     say "edged and the packages it needs"
     run_logged pip-edged "install edged" "$directory/bin/python" -m pip install "${pip_options[@]}" "${from[@]}"
     run_logged import "load llama.cpp" "$directory/bin/python" -c 'import edged, llama_cpp'
-    install -D -m 644 -t "$directory/share/doc/edged" "$here"/docs/*.md
-    install -D -m 644 -t "$directory/systemd" "$here"/systemd/*
+    install -D -m 644 -t "$directory/share/doc/edged" "$parts"/docs/*.md
+    install -D -m 644 -t "$directory/systemd" "$parts"/systemd/*
     sed -i "s|/opt/edged|$prefix|g" "$directory"/systemd/*
+    keep_installer "$directory/installer"
     touch "$directory/whole"
+}
+
+# For the next bundle, and to remove the service: what checks a bundle must not come with it.
+keep_installer() {
+    install -D -m 755 -t "$1" "$parts/install-edge.sh"
+    install -D -m 644 -t "$1" "$parts/pyproject.toml"
+    install -D -m 755 -t "$1/scripts" "$parts"/scripts/{*.sh,bundle.py}
+    install -D -m 644 -t "$1/systemd" "$parts"/systemd/*
+    install -D -m 644 -t "$1/docs" "$parts"/docs/*.md
 }
 
 make_service_wheel() {
@@ -408,6 +523,7 @@ install_service() {
     fi
     prepare_service
     if serves "$version" && [[ "$broker" != local || -e "$broker_config" ]]; then
+        keep_key
         say "$version is installed and serves"
         end_step
         return
@@ -424,6 +540,7 @@ install_service() {
     rehearse "$version"
     step "Start"
     serve_version "$version"
+    keep_key
     make_command
     forget_old_versions
     end_step
@@ -449,6 +566,7 @@ say_plan() {
     getent passwd "$service_user" >/dev/null || say "would make the user $service_user, $config_dir, $data_dir and $cache_dir"
     [[ "$broker" != local ]] || say "would make mosquitto listen on port 1883, with $broker_config"
     is_whole "$1" || [[ -n "$unpacked" ]] || cached_wheel >/dev/null || say "would compile llama.cpp with: $(llama_flags | tr '\n' ' ')"
+    [[ -z "$key" ]] || say "would keep the key as $device_key"
     say "would try configuration and copies of the data, then start it; nothing was changed"
     end_step
 }

@@ -21,6 +21,8 @@ hypothesis.settings.load_profile("edged")
 MAY_BLOCK = {
     # A stat, mkdir or unlink of the worker's socket file on the local disk is not worth a thread.
     "edged/workers/process.py": {"_listen", "start"},
+    # So of the socket for profiles.
+    "edged/probe/broadcast.py": {"_listen", "run"},
     # Before the daemon serves anybody, nobody waits for the loop.
     "edged/daemon.py": {"_one_blas_thread", "_api_key"},
     "edged/runtime/home.py": {"hold_home"},

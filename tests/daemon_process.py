@@ -35,8 +35,9 @@ def fake_models(home: Path) -> dict[str, object]:
 
 def configure(home: Path, overrides: dict[str, Any], *, fake: bool = True) -> Config:
     """A configuration for ``home`` with free ports where none is given."""
-    names = {"home": str(home), "http.listen": "127.0.0.1:0", "log.level": "info", "hardware.cgroups": False}
-    return load(None, {}, {**names, **(fake_models(home) if fake else {}), **overrides})
+    names = {"home": str(home), "http.listen": "127.0.0.1:0", "log.level": "info"}
+    less = {"hardware.cgroups": False, "probe.enabled": False}
+    return load(None, {}, {**names, **less, **(fake_models(home) if fake else {}), **overrides})
 
 
 class DaemonProcess:

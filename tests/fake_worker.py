@@ -44,6 +44,7 @@ from edged.workers.protocol import (
     Finished,
     FrameBuffer,
     Generate,
+    Inspect,
     Piece,
     Ready,
     Reply,
@@ -124,6 +125,9 @@ class FakeWorker:
 
     def _handle(self, request: Request) -> None:
         if isinstance(request, Tune):
+            return
+        if isinstance(request, Inspect):
+            self._send(Failed(request.id, "inspection_unavailable", "a fake worker cannot be looked into"))
             return
         if isinstance(request, Cancel):
             if (task := self._tasks.pop(request.id, None)) is not None:

@@ -111,6 +111,7 @@ def _configure(config: Config, url: str, protocol: str, topics: list[dict[str, A
         "http.listen": f"127.0.0.1:{broker.free_port()}",
         "mqtt.url": url,
         "hardware.cgroups": False,
+        "probe.enabled": False,  # its profile would stay retained at somebody's broker
         "mqtt.protocol": protocol,
         "mqtt.client_id": f"edged-demo-{os.getpid()}",
         "mqtt.session_expiry_seconds": 0,

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from edged.config import Config
-from edged.doctor import broker, kernel, models, power, service, storage
+from edged.doctor import broker, kernel, models, power, probe, service, storage
 from edged.doctor.device import Daemon, Device, ask_daemon
 from edged.doctor.finding import Finding, Level, skip, warn
 
@@ -102,9 +102,15 @@ CHECKS: tuple[Check, ...] = (
     _check("pages", "memory pages of 4 KB; others are a warning", kernel.read_page_size, kernel.judge_page_size),
     _check(
         "tracing",
-        "kernel headers, which only the probe needs; without them a warning",
+        "kernel headers and bcc, which only the probe needs; without them a warning",
         kernel.read_tracing,
         kernel.judge_tracing,
+    ),
+    _check(
+        "probe",
+        "how well the probe measures, as it says itself; by less than eBPF, or no probe at all, is a warning",
+        probe.read_probe,
+        probe.judge_probe,
     ),
     _check(
         "clock",

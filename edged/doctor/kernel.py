@@ -105,6 +105,7 @@ class Tracing(msgspec.Struct, frozen=True):
     release: str
     has_btf: bool
     has_headers: bool
+    has_bcc: bool
 
 
 def read_tracing(device: Device) -> Tracing:
@@ -114,16 +115,19 @@ def read_tracing(device: Device) -> Tracing:
         release,
         device.path("sys/kernel/btf/vmlinux").exists(),
         any(device.path(place).exists() for place in headers),
+        device.path("usr/lib/python3/dist-packages/bcc/__init__.py").exists(),
     )
 
 
 def judge_tracing(facts: Tracing) -> Finding:
     """bcc compiles against headers; BTF alone serves only programs compiled before."""
-    if facts.has_headers:
-        return ok(f"kernel headers{' and BTF' if facts.has_btf else ', no BTF'}")
-    missing = "no kernel headers, only BTF" if facts.has_btf else "neither kernel headers nor BTF"
+    packages = [_headers_package(facts.release)] * (not facts.has_headers) + ["python3-bpfcc"] * (not facts.has_bcc)
+    if not packages:
+        return ok(f"bcc and kernel headers{' and BTF' if facts.has_btf else ', no BTF'}")
+    headers = "no kernel headers, only BTF" if facts.has_btf else "neither kernel headers nor BTF"
+    missing = " and ".join([headers] * (not facts.has_headers) + ["no bcc"] * (not facts.has_bcc))
     what = f"{missing}: the probe measures by /proc and perf events alone; nothing else needs them"
-    return warn(what, f"sudo apt-get install {_headers_package(facts.release)}")
+    return warn(what, f"sudo apt-get install {' '.join(packages)}")
 
 
 def _headers_package(release: str) -> str:

@@ -1,5 +1,6 @@
 """A worker process: connects to the daemon's socket, loads its model, computes until the socket closes."""
 
+import contextlib
 import ctypes
 import os
 import queue
@@ -16,11 +17,15 @@ import msgspec
 from edged.engine import locked
 from edged.engine.chat import ChatEngine
 from edged.engine.embed import EmbedEngine
+from edged.engine.inspection import Inspection, InspectionError
 from edged.engine.llama import LlamaError, Model, quiet
 from edged.workers.protocol import (
     Alive,
+    Failed,
     FrameBuffer,
     FrameError,
+    Inspect,
+    Inspected,
     Ready,
     Reply,
     Request,
@@ -88,7 +93,8 @@ def _serve(connection: socket.socket, settings: WorkerSettings) -> int:
     outgoing.flush()
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True, name="receive").start()
-    _loop(engine, inbox, outgoing)
+    with contextlib.closing(Inspection()) as inspection:
+        _loop(engine, inbox, outgoing, inspection)
     engine.close()
     model.close()
     return 0
@@ -109,14 +115,17 @@ def _ready(model: Model, engine: ChatEngine | EmbedEngine) -> Ready:
     )
 
 
-def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing) -> None:
+def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing, inspection: Inspection) -> None:
     said_alive = time.monotonic()
     while True:
         gathering = not engine.busy
         while (request := _next(inbox, engine, gathering=gathering)) is not Nothing.NOTHING:
             if request is None:
                 return
-            engine.handle(request, time.monotonic())
+            if isinstance(request, Inspect):
+                outgoing.send(_inspect(inspection, request))
+            else:
+                engine.handle(request, time.monotonic())
             if not engine.busy:
                 outgoing.flush()
         engine.step(time.monotonic)
@@ -136,12 +145,22 @@ def _next(inbox: Inbox, engine: ChatEngine | EmbedEngine, *, gathering: bool) ->
         return Nothing.NOTHING
 
 
+def _inspect(inspection: Inspection, request: Inspect) -> Reply:
+    try:
+        inspection.use(request)
+    except InspectionError as error:
+        return Failed(request.id, "inspection_unavailable", str(error))
+    return Inspected(request.id)
+
+
 def _receive(connection: socket.socket, inbox: Inbox) -> None:
     """Read requests until the daemon hangs up, then tell the loop by None."""
     frames = FrameBuffer()
+    # Always the same memory: a new piece for each call, cut to what came, would leave this thread's heap in tatters.
+    buffer = memoryview(bytearray(1 << 16))
     try:
-        while data := connection.recv(1 << 16):
-            for payload in frames.feed(data):
+        while count := connection.recv_into(buffer):
+            for payload in frames.feed(buffer[:count]):
                 inbox.put(decode_request(payload))
     except (OSError, FrameError) as error:
         print(error, file=sys.stderr)  # noqa: T201

@@ -8,7 +8,7 @@ import llama_cpp as C
 import numpy as np
 import numpy.typing as npt
 
-from edged.engine.llama import Batch, LlamaError, Model, last_log
+from edged.engine.llama import Batch, LlamaError, Model, float_view, last_log
 from edged.workers.protocol import Cancel, Embed, Failed, Generate, Reply, Request, Tune, Vectors, WorkerSettings
 
 LONGEST_TEXT_TOKENS = 512
@@ -115,7 +115,7 @@ class EmbedEngine:
             raise LlamaError(f"llama_decode returned {code}: {last_log()}")
         for sequence, texts in enumerate(owners):
             pointer = C.llama_get_embeddings_seq(self._context, sequence)
-            vector = np.ctypeslib.as_array(pointer, (self._model.dimensions,)).astype(np.float32)
+            vector = float_view(pointer, self._model.dimensions).copy()
             texts.vectors.append(vector / max(float(np.linalg.norm(vector)), 1e-12))
 
 

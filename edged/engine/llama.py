@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import llama_cpp as C
+import numpy as np
+import numpy.typing as npt
 
 from edged.types import Segment
 from edged.workers.protocol import LoadMode
@@ -63,6 +65,7 @@ class Model:
         self.vocabulary = C.llama_model_get_vocab(self.handle)
         self.vocabulary_tokens = int(C.llama_vocab_n_tokens(self.vocabulary))
         self._bytes_of_token: dict[int, bytes] = {}
+        self._tokens = (C.llama_token * 256)()
 
     @property
     def description(self) -> str:
@@ -85,13 +88,13 @@ class Model:
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
-        size = len(data) + 8
         while True:
-            tokens = (C.llama_token * size)()
-            count = C.llama_tokenize(self.vocabulary, data, len(data), tokens, size, add_special, parse_special)
+            room = len(self._tokens)
+            count = C.llama_tokenize(self.vocabulary, data, len(data), self._tokens, room, add_special, parse_special)
             if count >= 0:
-                return list(tokens[:count])
-            size = -count
+                return list(self._tokens[:count])
+            # Kept for the next text: each length of array is a type of its own, which only the collector frees.
+            self._tokens = (C.llama_token * (2 * -count))()
 
     def tokenize_prompt(self, segments: Iterable[Segment], *, start: bool = True) -> list[int]:
         """Tokens of a prompt, or, without ``start``, of its continuation.
@@ -141,6 +144,12 @@ class Model:
         if self.handle:
             C.llama_model_free(self.handle)
             self.handle = None
+
+
+def float_view(pointer: "ctypes._Pointer[ctypes.c_float]", count: int) -> npt.NDArray[np.float32]:
+    """llama.cpp's own memory, valid until it computes again."""
+    # Not as_array(pointer, shape): its cast makes a cycle, which only the collector frees.
+    return np.ctypeslib.as_array((ctypes.c_float * count).from_address(ctypes.addressof(pointer.contents)))
 
 
 class Batch:

@@ -7,7 +7,7 @@ from typing import Protocol
 import llama_cpp as C
 import numpy as np
 
-from edged.engine.llama import Model, last_log
+from edged.engine.llama import Model, float_view, last_log
 from edged.engine.schema import to_gbnf
 from edged.types import Grammar, JsonSchema, OutputFormat, Sampling
 
@@ -125,8 +125,7 @@ def create_sampler(model: Model, sampling: Sampling, output: OutputFormat | None
 
 def _logits(context: ctypes.c_void_p, index: int, count: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
     """A view of llama.cpp's memory, valid until the next decode step."""
-    address = ctypes.addressof(C.llama_get_logits_ith(context, index).contents)
-    return np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
+    return float_view(C.llama_get_logits_ith(context, index), count)
 
 
 def _gbnf(output: OutputFormat) -> str:
@@ -153,7 +152,8 @@ def _closing_tokens(model: Model) -> list[int]:
 
 
 def _token_data_array(candidates: "np.ndarray[tuple[int], np.dtype[np.void]]") -> C.llama_token_data_array:
-    data = candidates.ctypes.data_as(ctypes.POINTER(C.llama_token_data))
+    # Not ctypes.data_as(): its cast makes a cycle, which only the collector frees.
+    data = ctypes.pointer(C.llama_token_data.from_address(candidates.ctypes.data))
     return C.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)
 
 

@@ -1,6 +1,8 @@
 """What every HTTP exchange needs: its body, work that ends when the client leaves, event streams, error headers."""
 
 import asyncio
+import contextlib
+import json
 import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -11,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from edged.errors import EdgedError, PayloadTooLargeError
+from edged.errors import HTTP_STATUS, EdgedError, PayloadTooLargeError
 from edged.gateway import wire
 
 EVENT_STREAM_TYPE = "text/event-stream"
@@ -102,7 +104,9 @@ class EventStream(Response):
         raise NotImplementedError
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        await while_connected(receive, self._send_all(send))
+        # Whoever has left is owed no answer; after the first event there could be none but a broken one.
+        with contextlib.suppress(ClientDisconnect):
+            await while_connected(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
         started = False
@@ -123,7 +127,26 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def server_sent_event(name: str, data: object) -> bytes:
+    """One event with JSON data."""
+    # Escaped to ASCII: many clients split lines at U+2028 and its like, which JSON leaves as they are.
+    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
 # --- errors ----------------------------------------------------------------------------------------
+
+
+def problem(error: EdgedError) -> tuple[int, dict[str, object]]:
+    """Status and RFC 9457 body of an error; every other key than the standard's is ``EdgedError.body``'s."""
+    status = HTTP_STATUS.get(error.code, 500)
+    body = error.body()
+    detail = body.pop("message")
+    return status, {**problem_head(error.code, status), "detail": detail, **body}
+
+
+def problem_head(code: str, status: int) -> dict[str, object]:
+    """What every problem document begins with."""
+    return {"type": f"urn:edged:error:{code}", "title": code.replace("_", " ").capitalize(), "status": status}
 
 
 def known(error: Exception) -> EdgedError:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
-import json
 import socket
 import ssl
 import time
@@ -30,7 +29,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edged import __version__
 from edged.errors import (
-    HTTP_STATUS,
     ConfigError,
     EdgedError,
     ExpiredError,
@@ -44,11 +42,18 @@ from edged.gateway.exchange import (
     error_headers,
     json_response,
     known,
+    problem,
+    problem_head,
     read_json,
     request_body,
+    server_sent_event,
     while_connected,
 )
+from edged.gateway.inspection import InspectionRoutes
+from edged.gateway.profile import ProfileRoutes
 from edged.gateway.rollouts import RolloutRoutes
+from edged.probe.profiles import Profiles
+from edged.serving.inspection import Inspections
 from edged.serving.pool import ChatPool, EmbedderPool
 from edged.serving.rollout import Rollouts
 from edged.types import Answer, AnswerEvent, Delta, DocumentInfo, Ingested, Question, Restarted
@@ -124,6 +129,8 @@ def create_app(
     chats: ChatPool,
     embedders: EmbedderPool,
     rollouts: Rollouts,
+    profiles: Profiles,
+    inspections: Inspections,
     api_key: str | None,
     max_body_bytes: int,
 ) -> FastAPI:
@@ -150,6 +157,8 @@ def create_app(
     DocumentRoutes(documents, max_body_bytes).add_to(app)
     openai.OpenAiRoutes(chats, embedders, max_body_bytes).add_to(app)
     RolloutRoutes(rollouts, max_body_bytes).add_to(app)
+    ProfileRoutes(profiles).add_to(app)
+    InspectionRoutes(inspections, profiles, max_body_bytes).add_to(app)
     return app
 
 
@@ -317,36 +326,19 @@ class QueryStream(EventStream):
                 await write(self._render(event))
 
     def last_words(self, error: EdgedError) -> bytes:
-        return _sse("error", problem(error)[1])
+        return server_sent_event("error", problem(error)[1])
 
     def _render(self, event: AnswerEvent) -> bytes:
         match event:
             case Delta(text=text):
-                return _sse("delta", {"text": text})
+                return server_sent_event("delta", {"text": text})
             case Restarted(reason=reason):
-                return _sse("restarted", {"reason": reason})
+                return server_sent_event("restarted", {"reason": reason})
             case Answer():
-                return _sse("answer", wire.answer_body(self._identifier, event))
-
-
-def _sse(name: str, data: object) -> bytes:
-    # Escaped to ASCII: many clients split lines at U+2028 and its like, which JSON leaves as they are.
-    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+                return server_sent_event("answer", wire.answer_body(self._identifier, event))
 
 
 # --- errors ----------------------------------------------------------------------------------------
-
-
-def problem(error: EdgedError) -> tuple[int, dict[str, object]]:
-    """Status and RFC 9457 body of an error; every other key than the standard's is ``EdgedError.body``'s."""
-    status = HTTP_STATUS.get(error.code, 500)
-    body = error.body()
-    detail = body.pop("message")
-    return status, {**_problem_head(error.code, status), "detail": detail, **body}
-
-
-def _problem_head(code: str, status: int) -> dict[str, object]:
-    return {"type": f"urn:edged:error:{code}", "title": code.replace("_", " ").capitalize(), "status": status}
 
 
 def _refusal(path: str, error: EdgedError) -> Response:
@@ -365,7 +357,7 @@ def _http_refusal(path: str, status: int, detail: str, headers: Mapping[str, str
     if openai.speaks(path):
         body, media_type = openai_wire.error_body(status, code, detail, hint), "application/json"
     else:
-        body = {**_problem_head(code, status), "detail": detail, "code": code, "hint": hint, "retryable": False}
+        body = {**problem_head(code, status), "detail": detail, "code": code, "hint": hint, "retryable": False}
         media_type = PROBLEM_TYPE
     extra = {**(headers or {}), **error_headers(status)}
     return Response(wire.encode(body), status_code=status, headers=extra, media_type=media_type)

@@ -284,6 +284,7 @@ class MqttGateway:
         self._is_connected = asyncio.Event()
         self._accepting: set[asyncio.Task[None]] = set()
         self._session = ""
+        self._retained: dict[str, bytes] = {}
         self._log = structlog.get_logger("mqtt")
 
     # --- what the outbox and the status need -----------------------------------------------------------
@@ -313,6 +314,12 @@ class MqttGateway:
         """Publish the retained status again; call it on the event loop."""
         if self._connection is not None:
             self._own(self._publish_status(self._connection), "mqtt-status")
+
+    def retain(self, topic: str, body: bytes) -> None:
+        """Publish a retained message now, and again on every new connection; call it on the event loop."""
+        self._retained[topic] = body
+        if self._connection is not None:
+            self._own(self._publish_retained(self._connection, topic, body), "mqtt-retained")
 
     def use_rules(self, rules: Sequence[TopicRule]) -> None:
         """Ask by these rules from now on, and listen to their topics; call it on the event loop."""
@@ -379,6 +386,8 @@ class MqttGateway:
         self._health.clear(MQTT_DOWN)
         self._is_connected.set()
         self.status_changed()
+        for topic, body in self._retained.items():
+            self._own(self._publish_retained(connection, topic, body), "mqtt-retained")
         self._log.info("mqtt_connected", protocol=connection.version_name, session_present=answer.session_present)
 
     async def _farewell(self, connection: _Connection) -> None:
@@ -402,10 +411,13 @@ class MqttGateway:
         await self._inbox.remember(SESSION_KEY, self._session)
 
     async def _publish_status(self, connection: _Connection) -> None:
+        await self._publish_retained(connection, self._settings.status_topic, encode(self._status()))
+
+    async def _publish_retained(self, connection: _Connection, topic: str, body: bytes) -> None:
         try:
-            await connection.publish(self._settings.status_topic, encode(self._status()), retain=True)
+            await connection.publish(topic, body, retain=True)
         except (DisconnectedError, PublishRefusedError) as error:
-            self._log.debug("mqtt_status_not_published", error=str(error))
+            self._log.debug("mqtt_state_not_published", topic=topic, error=str(error))
 
     # --- messages --------------------------------------------------------------------------------------
 

@@ -350,6 +350,17 @@ class EngineBody(BaseModel):
     backends: dict[str, list[str]] = Field(description="What it was built with: the features of each backend.")
 
 
+class ProbeBody(BaseModel):
+    """What measures the workers, and what it finds of the device in short."""
+
+    linked: bool = Field(description="Whether the probe measures; else the daemon itself does.")
+    step: str = Field(description="By which means: ebpf, counters or procfs.")
+    reason: str = Field(description="Why not by better ones; empty at the best.")
+    score: float = Field(description="Room for work, 0 to 1: the load score of the last ten seconds.")
+    cpu_share: float = Field(description="What measuring takes, the kernel's part included, as a share of one core.")
+    resident_bytes: int = Field(description="Memory of what measures.")
+
+
 class EventsBody(BaseModel):
     """The inbox and the outbox, in events."""
 
@@ -380,6 +391,7 @@ class StatusBody(BaseModel):
     embed: WorkerBody
     engine: EngineBody | None = Field(None, description="Known once a worker has loaded its model.")
     hardware: HardwareBody | None = None
+    probe: ProbeBody | None = Field(None, description="Known once something has been measured.")
     documents: int
     chunks: int
     events: EventsBody

@@ -70,19 +70,28 @@ class Crowd(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def crowd(
-    before: Scheduled, after: Scheduled, *, busy_seconds: float, own_seconds: float, seconds: float
+    before: Scheduled,
+    after: Scheduled,
+    *,
+    busy_seconds: float,
+    own_seconds: float,
+    seconds: float,
+    quota_cores: float | None = None,
 ) -> Crowd | None:
     """From two readings of the chat worker, ``seconds`` apart. ``own_seconds`` of the cores' ``busy_seconds`` are ours.
 
-    None where the readings are of different processes.
+    A thread that the quota stops waits as well, and the kernel does not tell why: only what is missing to the quota was
+    taken by others. None where the readings are of different processes.
     """
     run, waited = (after.run - before.run) / 1e9, (after.waited - before.waited) / 1e9
     if run < 0 or waited < 0 or seconds <= 0:
         return None
     wanted = run + waited
+    if quota_cores is not None:
+        wanted = min(wanted, quota_cores * seconds - (own_seconds - run))
     return Crowd(
         run_seconds=run,
-        wait_share=waited / wanted if wanted else 0.0,
+        wait_share=max(0.0, 1.0 - run / wanted) if wanted > 0 else 0.0,
         foreign_cores=max(0.0, busy_seconds - own_seconds) / seconds,
     )
 

@@ -12,8 +12,10 @@ import structlog
 
 
 class Severity(StrEnum):
-    """``failing``: the main job does not work; ``degraded``: it works, but worse or not for everyone."""
+    """``failing``: the main job does not work; ``degraded``: it works, but worse or not for everyone; ``info``: it
+    works as it should, and something beside it could be better."""
 
+    INFO = "info"
     DEGRADED = "degraded"
     FAILING = "failing"
 
@@ -124,6 +126,16 @@ UNDER_VOLTAGE = ConditionKind(
 MEMORY_SHORT = ConditionKind(
     "memory_short", Severity.DEGRADED, "end other programs, or choose a smaller model or chat.context_tokens"
 )
+PROBE_ABSENT = ConditionKind(
+    "probe_absent",
+    Severity.INFO,
+    "for profiles by eBPF run 'systemctl enable --now edged-probe'; edged measures with its own rights until then",
+)
+PROBE_REDUCED = ConditionKind(
+    "probe_reduced",
+    Severity.INFO,
+    "mend what the reason says ('edged doctor' has the fix); the probe then goes up again by itself",
+)
 
 KINDS: tuple[ConditionKind, ...] = (
     STARTING,
@@ -153,6 +165,8 @@ KINDS: tuple[ConditionKind, ...] = (
     CPU_SLOWED,
     UNDER_VOLTAGE,
     MEMORY_SHORT,
+    PROBE_ABSENT,
+    PROBE_REDUCED,
 )
 """Every condition there is; the documentation and the metrics are derived from this table."""
 
@@ -183,7 +197,8 @@ class Health:
             return
         since = held.since if held is not None else self._clock()
         self._held[kind.code] = Condition(kind.code, kind.severity, text, kind.hint, since)
-        self._log.warning("condition_set", condition=kind.code, severity=kind.severity.value, text=text)
+        log = self._log.info if kind.severity is Severity.INFO else self._log.warning
+        log("condition_set", condition=kind.code, severity=kind.severity.value, text=text)
         self._notify()
 
     def clear(self, kind: ConditionKind) -> None:
@@ -197,15 +212,13 @@ class Health:
 
     def conditions(self) -> tuple[Condition, ...]:
         """What holds now, the worst and then the oldest first."""
-        worst_first = sorted(self._held.values(), key=lambda held: (held.severity is not Severity.FAILING, held.since))
-        return tuple(worst_first)
+        worst = [Severity.FAILING, Severity.DEGRADED, Severity.INFO]
+        return tuple(sorted(self._held.values(), key=lambda held: (worst.index(held.severity), held.since)))
 
     def status(self) -> str:
-        """``ok``, ``degraded`` or ``failing``: the worst severity that holds."""
+        """``ok``, ``degraded`` or ``failing``: the worst severity that holds; ``info`` is ok."""
         held = {condition.severity for condition in self._held.values()}
-        if Severity.FAILING in held:
-            return Severity.FAILING.value
-        return Severity.DEGRADED.value if held else "ok"
+        return next((worst.value for worst in (Severity.FAILING, Severity.DEGRADED) if worst in held), "ok")
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` after every change, on the thread that made it."""

@@ -1,4 +1,5 @@
-"""The daemon's counters for Prometheus. Every metric is declared here, with what it counts."""
+"""The daemon's counters for Prometheus. Every metric is declared here, with what it counts, but those of the profile,
+which :mod:`edged.probe.exposition` has."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -57,6 +58,10 @@ class Metrics:
     def watch_workers(self, read: Callable[[], Mapping[str, Usage]]) -> None:
         """Add what the worker processes use, read when asked for: by name, those alone that run."""
         self.registry.register(_WorkerUsage(read))
+
+    def add(self, collector: Collector) -> None:
+        """Add metrics that are made when asked for."""
+        self.registry.register(collector)
 
     def answered(self, answer: Answer) -> None:
         """Count one finished answer."""

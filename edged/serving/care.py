@@ -19,8 +19,11 @@ from edged.hardware.placement import Placement, Strain
 from edged.hardware.pressure import Pressure, Stage, Stall, Stalled, Supply, read_stalled, stall, supply
 from edged.hardware.thermal import Heat, Zone
 from edged.models.rollout import Role
+from edged.probe.profile import Profile
 from edged.runtime import health as conditions
 from edged.runtime.health import ConditionKind, Health
+from edged.serving.deviation import Deviation, blame, deviations
+from edged.serving.drift import Drifts
 from edged.serving.keeper import Keeper, Look
 from edged.serving.restraint import Restraint
 from edged.serving.tuning import Tuning, combine, untuned
@@ -28,9 +31,6 @@ from edged.workers.protocol import Tune
 from edged.workers.worker import Worker
 
 OBSERVE_EVERY_SECONDS = 1.0
-SHOW_DRIFT_SECONDS = 30.0
-"""A drift is repaired within a second; it is named for so long, or nobody would see it."""
-
 Workers = Mapping[Role, Sequence[Worker]]
 """The workers that serve, the active one of a role first."""
 
@@ -47,6 +47,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """What was read of the device, ``at`` a time of the monotonic clock.
 
     ``scheduled`` is by process, the daemon and its workers; ``busy_seconds`` those of the chat worker's cores.
+    ``profile`` is that of the last second, None where it was seen before or there is none.
     """
 
     at: float
@@ -56,6 +57,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     scheduled: dict[int, Scheduled]
     busy_seconds: float
     look: Look
+    profile: Profile | None = None
 
 
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +65,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
 
     available: Callable[[], int | None]
     heat: Callable[[], Heat]
+    profile: Callable[[], Profile | None] = lambda: None
     clock: Callable[[], float] = time.monotonic
 
 
@@ -90,7 +93,8 @@ class Care:
         self._before: Readings | None = None
         self._tuned: Worker | None = None
         self._tuning: Tuning | None = None
-        self._drifted: dict[ConditionKind, float] = {}
+        self._drifts = Drifts()
+        self._profile_at = 0.0
         self._log = structlog.get_logger("care")
         self.governor = Governor()
         self.pressure = Pressure()
@@ -131,10 +135,11 @@ class Care:
         found = self._supply(before, readings)
         self.pressure = self.pressure.observe(found)
         self._observe_heat(readings)
-        self._observe_neighbours(before, readings, workers)
+        found_off = tuple(deviations(readings.profile, self._keeper.placement)) if readings.profile is not None else ()
+        self._observe_neighbours(before, readings, workers, found_off)
         self._tune(found, workers)
         self._restrain()
-        self._show_look(readings)
+        self._show_look(readings, found_off)
 
     # --- reading ---------------------------------------------------------------------------------------
 
@@ -149,7 +154,15 @@ class Care:
             scheduled={pid: read_scheduled(pid) for pid in self._on_chat_cores(placement, pids)},
             busy_seconds=read_busy_seconds(placement.chat.cores),
             look=look,
+            profile=self._new_profile(),
         )
+
+    def _new_profile(self) -> Profile | None:
+        profile = self._sources.profile()
+        if profile is None or profile.at == self._profile_at:
+            return None
+        self._profile_at = profile.at
+        return profile
 
     @staticmethod
     def _on_chat_cores(placement: Placement, pids: Mapping[Role, Sequence[int]]) -> list[int]:
@@ -190,7 +203,9 @@ class Care:
         least = f"{name} is near the point of being slowed: step {self.governor.level} of {len(STEPS) - 1}"
         self._show(conditions.HOT, least, holds=self.governor.level > 0)
 
-    def _observe_neighbours(self, before: Readings | None, now: Readings, workers: Workers) -> None:
+    def _observe_neighbours(
+        self, before: Readings | None, now: Readings, workers: Workers, found_off: Sequence[Deviation]
+    ) -> None:
         chat = next(iter(workers.get("chat", ())), None)
         found = None
         if before is not None and chat is not None and chat.pid in before.scheduled and chat.pid in now.scheduled:
@@ -202,11 +217,13 @@ class Care:
                 busy_seconds=now.busy_seconds - before.busy_seconds,
                 own_seconds=own / 1e9,
                 seconds=seconds,
+                quota_cores=self._keeper.placement.chat.quota_cores,
             )
         crowded = self.neighbours.crowded
-        self.neighbours = self.neighbours.observe(found)
+        starved = [each for each in found_off if each.kind == "starved" and chat is not None and each.pid == chat.pid]
+        self.neighbours = self.neighbours.observe(found, starved=bool(starved))
         if self.neighbours.crowded != crowded:
-            self._log.info("neighbours", crowded=self.neighbours.crowded, found=found)
+            self._log.info("neighbours", crowded=self.neighbours.crowded, found=found, starved=starved)
         cores = format_list(self._keeper.placement.chat.cores)
         self._show(conditions.CORES_CROWDED, f"another program keeps one of {cores}", holds=self.neighbours.crowded)
 
@@ -248,17 +265,22 @@ class Care:
 
     # --- showing ---------------------------------------------------------------------------------------
 
-    def _show_look(self, readings: Readings) -> None:
+    def _show_look(self, readings: Readings, found_off: Sequence[Deviation]) -> None:
         for pid, drifts in readings.look.drifts.items():
             for drift in drifts:
                 kind = conditions.QUOTA_STOPS if drift.kind == "stopped" else conditions.PLACEMENT_DRIFTED
-                self._drifted[kind] = readings.at
-                self._health.set(kind, f"process {pid}: {drift.text}")
+                self._drifts.find(kind.code, pid, f"process {pid}: {drift.text}", readings.at)
                 self.repairs += drift.kind != "stopped"
-        for kind, since in list(self._drifted.items()):
-            if readings.at - since >= SHOW_DRIFT_SECONDS:
-                del self._drifted[kind]
-                self._health.clear(kind)
+        for each in found_off:
+            if each.kind != "starved":
+                kind = conditions.QUOTA_STOPS if each.kind == "throttled" else conditions.PLACEMENT_DRIFTED
+                self._drifts.find(kind.code, each.pid, f"{each.worker} ({each.pid}): {each.text}", readings.at)
+        for worker in readings.profile.workers.values() if readings.profile is not None else ():
+            if culprit := blame(worker, os.getpid()):
+                self._drifts.blame(conditions.PLACEMENT_DRIFTED.code, worker.pid, culprit, readings.at)
+        for kind in (conditions.QUOTA_STOPS, conditions.PLACEMENT_DRIFTED):
+            text = self._drifts.text(kind.code, readings.at)
+            self._show(kind, text, holds=bool(text))
         for pid, kills in readings.look.killed.items():
             self._log.warning("worker_out_of_memory", pid=pid, killed=kills)
 

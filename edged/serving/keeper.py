@@ -114,6 +114,10 @@ class Keeper:
         drifts = self._confinement.repair()
         return Look(drifts, self._confinement.sweep())
 
+    def group(self, pid: int) -> str:
+        """The path of the cgroup that is a process's own; empty where it has none."""
+        return self._confinement.group(pid)
+
     async def end(self) -> None:
         """Give everything back."""
         if self._reserved:

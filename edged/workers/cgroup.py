@@ -264,6 +264,11 @@ class Confinement:
                 found[pid] = [Drift("limits", f"cannot be put right: {error}")]
         return {pid: drifted for pid, drifted in found.items() if drifted}
 
+    def group(self, pid: int) -> str:
+        """The path of the cgroup that is a process's own; empty where it has none."""
+        decided = self._decided.get(pid)
+        return "" if decided is None or self.tree is None else self.tree.group(decided[0])
+
     def sweep(self) -> dict[int, int]:
         """Forget processes that are gone and remove their cgroups, also those of an earlier daemon.
 

@@ -3,7 +3,7 @@
 A frame is a little-endian u32 length and that many bytes of msgpack: one tagged struct. The daemon listens, the
 worker connects and speaks first (:class:`Ready`). Request ids are the daemon's; a worker answers each
 :class:`Generate` with pieces and one :class:`Finished` or :class:`Failed`, each :class:`Embed` with one
-:class:`Vectors` or :class:`Failed`. A cancelled request gets no further frame.
+:class:`Vectors` or :class:`Failed`, each :class:`Inspect` likewise. A cancelled request gets no further frame.
 """
 
 import struct
@@ -95,6 +95,19 @@ class Tune(Message, frozen=True, kw_only=True):
     prefix_cache_bytes: int
 
 
+class Inspect(Message, frozen=True):
+    """From now on be looked into so, until told otherwise; answered by one :class:`Inspected` or :class:`Failed`.
+
+    ``allocations`` is a file that must not exist, to which memray writes every allocation of memory; empty for none.
+    ``tracer`` is a process that may, with those it starts, read the worker's memory (ptrace), as far as its own rights
+    go; 0 for none.
+    """
+
+    id: int
+    allocations: str = ""
+    tracer: int = 0
+
+
 # --- worker to daemon ------------------------------------------------------------------------------
 
 
@@ -154,6 +167,12 @@ class Vectors(Message, frozen=True):
     tokens: int = 0
 
 
+class Inspected(Message, frozen=True):
+    """An :class:`Inspect` is in force."""
+
+    id: int
+
+
 class Failed(Message, frozen=True):
     """A request's end without a result. ``code`` is one of the worker errors of :mod:`edged.errors`.
 
@@ -166,8 +185,8 @@ class Failed(Message, frozen=True):
     retry_after_seconds: float | None = None
 
 
-Request = Generate | Embed | Cancel | Tune
-Reply = Ready | Alive | Piece | Finished | Vectors | Failed
+Request = Generate | Embed | Cancel | Tune | Inspect
+Reply = Ready | Alive | Piece | Finished | Vectors | Inspected | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
@@ -184,6 +203,11 @@ def encode(message: Request | Reply) -> bytes:
         payload = _encoder.encode(message)
     except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can carry
         raise FrameError(f"a text that UTF-8 cannot hold: {error.reason}") from error
+    return frame(payload)
+
+
+def frame(payload: bytes) -> bytes:
+    """A payload with its length before it. Raises :class:`FrameError` when it is too long."""
     if len(payload) > MAX_FRAME_BYTES:
         raise FrameError(f"a message of {len(payload)} bytes exceeds the frame limit of {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(payload)) + payload
@@ -205,20 +229,21 @@ def _decode(decoder: msgspec.msgpack.Decoder[M], payload: bytes) -> M:
 
 
 class FrameBuffer:
-    """Cuts a byte stream back into payloads."""
+    """Cuts a byte stream back into payloads of at most ``longest_bytes``."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_bytes: int = MAX_FRAME_BYTES) -> None:
         self._buffer = bytearray()
+        self._longest_bytes = longest_bytes
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
         """The payloads completed by ``data``. Raises :class:`FrameError` for a length beyond the limit."""
         self._buffer += data
         payloads = []
         position = 0
         while len(self._buffer) - position >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer, position)
-            if length > MAX_FRAME_BYTES:
-                raise FrameError(f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}")
+            if length > self._longest_bytes:
+                raise FrameError(f"a frame of {length} bytes exceeds the limit of {self._longest_bytes}")
             end = position + _LENGTH.size + length
             if len(self._buffer) < end:
                 break

@@ -20,6 +20,7 @@ import structlog
 
 from edged.errors import (
     DeadlineError,
+    InspectionUnavailableError,
     OutputFormatError,
     PromptTooLongError,
     QueueFullError,
@@ -28,7 +29,7 @@ from edged.errors import (
     WorkerUnavailableError,
 )
 from edged.runtime.backoff import pause_seconds
-from edged.types import OutputFormat, Priority, Sampling, Segment
+from edged.types import OutputFormat, Priority, Sampling, Segment, Served
 from edged.workers.process import ENGINE_COMMAND, LOAD_TIMEOUT_SECONDS, OnSpawn, WorkerProcess, unconfined
 from edged.workers.protocol import (
     Alive,
@@ -38,6 +39,8 @@ from edged.workers.protocol import (
     Finished,
     FrameError,
     Generate,
+    Inspect,
+    Inspected,
     Piece,
     Ready,
     Reply,
@@ -54,6 +57,7 @@ STALLED_AFTER_SECONDS = 60.0
 SILENCE_PRECISION = 1 / 64  # of that time; a timer set anew at every token would cost as much as passing it on
 STOP_GRACE_SECONDS = 5.0
 DEATH_GRACE_SECONDS = 0.5
+INSPECT_SECONDS = 10.0
 LOOP_OF_CRASHES = 4
 RUNS = 2
 GREEDY = Sampling()
@@ -69,15 +73,16 @@ class Lost(msgspec.Struct, frozen=True):
 class _Pending:
     """A request between its arrival and its last reply."""
 
-    request: Generate | Embed
+    request: Generate | Embed | Inspect
     expires: float | None
     runs: int = 0
+    pieces: int = 0
     running: bool = False
     replies: asyncio.Queue[Reply | Lost | WorkerError] = field(default_factory=asyncio.Queue)
 
 
 class Worker:
-    """One role. ``on_state`` hears every change of state, with a sentence on why.
+    """One role. ``on_state`` hears every change of state, with a sentence on why; ``served`` is what it did so far.
 
     ``keep_warm`` says how long the model stays in memory while nobody asks. A process is given up when it is silent
     under a request for ``stalled_after_seconds``, or has not loaded its model after ``load_timeout_seconds``.
@@ -97,6 +102,7 @@ class Worker:
     ) -> None:
         self.settings = settings
         self.restarts = 0
+        self.served = Served()
         self.ready: Ready | None = None
         self._socket_path = socket_path
         self._command = command
@@ -240,13 +246,31 @@ class Worker:
         finally:
             self._forget(pending)
 
+    async def inspect(self, *, allocations: Path | None = None, tracer: int = 0) -> None:
+        """Look into the process so from now on; see :class:`~edged.workers.protocol.Inspect`.
+
+        Raises :class:`WorkerError`: no process, memray is missing or records already, the process died.
+        """
+        if self._process is None:
+            raise WorkerUnavailableError(f"the {self.settings.kind} worker has no process now: {self._state.value}")
+        file = "" if allocations is None else str(allocations)
+        pending = self._submit(Inspect(self._take_id(), file, tracer), INSPECT_SECONDS)
+        try:
+            match await _next_reply(pending):
+                case WorkerError() as error:
+                    raise error
+                case Lost():
+                    raise WorkerLostError(f"the {self.settings.kind} worker died while it was looked into")
+        finally:
+            self._forget(pending)
+
     # --- requests --------------------------------------------------------------------------------------
 
     def _take_id(self) -> int:
         self._next_id += 1
         return self._next_id
 
-    def _submit(self, request: Generate | Embed, deadline_seconds: float | None) -> _Pending:
+    def _submit(self, request: Generate | Embed | Inspect, deadline_seconds: float | None) -> _Pending:
         settings = self.settings
         crashing = self._failures >= LOOP_OF_CRASHES and self._state is not WorkerState.READY
         if crashing or self._state in (WorkerState.STOPPED, WorkerState.STOPPING):
@@ -292,13 +316,16 @@ class Worker:
                 pending = self._pending.pop(request_id, None)
                 if pending is not None:
                     pending.replies.put_nowait(_error(reply))
-            case Finished(id=request_id) | Vectors(id=request_id):
+            case Finished(id=request_id) | Vectors(id=request_id) | Inspected(id=request_id):
                 pending = self._pending.pop(request_id, None)
                 if pending is not None:
+                    self.served = _counted(self.served, reply, pending.pieces)
                     pending.replies.put_nowait(reply)
             case Piece(id=request_id):
                 pending = self._pending.get(request_id)
                 if pending is not None:
+                    pending.pieces += 1
+                    self.served = _counted(self.served, reply, pending.pieces)
                     pending.replies.put_nowait(reply)
 
     def _fail_all(self, error: WorkerError) -> None:
@@ -474,12 +501,34 @@ async def _end(process: WorkerProcess, grace_seconds: float) -> str:
         raise
 
 
-def _check_encodable(request: Generate | Embed) -> None:
+def _check_encodable(request: Generate | Embed | Inspect) -> None:
     """Refuse what can never be sent, before anybody waits for it."""
     try:
         encode(request)
     except FrameError as error:
         raise PromptTooLongError(f"this text cannot be handed to a worker: {error}") from error
+
+
+def _counted(served: Served, reply: Reply, pieces: int) -> Served:
+    """What was served, with this reply. A piece is at least a token: those it hid are counted at the end."""
+    replace = msgspec.structs.replace
+    match reply:
+        case Piece():
+            return replace(served, completion_tokens=served.completion_tokens + 1)
+        case Vectors(tokens=tokens):
+            return replace(served, requests=served.requests + 1, prompt_tokens=served.prompt_tokens + tokens)
+        case Finished():
+            return Served(
+                requests=served.requests + 1,
+                prompt_tokens=served.prompt_tokens + reply.prompt_tokens,
+                cached_tokens=served.cached_tokens + reply.cached_tokens,
+                completion_tokens=served.completion_tokens + max(0, reply.completion_tokens - pieces),
+                finished_tokens=served.finished_tokens + reply.completion_tokens,
+                queue_seconds=served.queue_seconds + reply.queue_ms / 1e3,
+                prefill_seconds=served.prefill_seconds + reply.prefill_ms / 1e3,
+                generate_seconds=served.generate_seconds + reply.generate_ms / 1e3,
+            )
+    return served
 
 
 def _matrix(vectors: Vectors, rows: int) -> FloatArray:
@@ -488,7 +537,13 @@ def _matrix(vectors: Vectors, rows: int) -> FloatArray:
     return np.frombuffer(vectors.data, dtype="<f4").reshape(rows, vectors.dimensions)
 
 
-REFUSALS: tuple[type[WorkerError], ...] = (QueueFullError, PromptTooLongError, DeadlineError, OutputFormatError)
+REFUSALS: tuple[type[WorkerError], ...] = (
+    QueueFullError,
+    PromptTooLongError,
+    DeadlineError,
+    OutputFormatError,
+    InspectionUnavailableError,
+)
 
 
 def _error(failed: Failed) -> WorkerError:

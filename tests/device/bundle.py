@@ -1,85 +1,67 @@
-"""An offline bundle for a board, as docs/BUNDLE.md describes it: what install-edge.sh installs without a network."""
+"""An offline bundle for a board, made as a user makes one: what install-edge.sh installs without a network."""
 
-import hashlib
-import json
-import os
+import contextlib
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from edged import __version__
+from edged.bundle import archive, gather, unpack
+from edged.bundle.archive import Content
+from edged.bundle.manifest import decode, encode
+from edged.config import Config
+from edged.models.catalog import Catalog
+from edged.models.sources import Progress, no_progress
 from tests.device.board import Architecture
 
-CHECKOUT = Path(__file__).parents[2]
-MACHINES: dict[Architecture, str] = {"amd64": "x86_64", "arm64": "aarch64"}
 TARGETS: dict[Architecture, str] = {"amd64": "amd64", "arm64": "rpi5"}
-PYTHON = "3.11"  # the boards' Debian
-GLIBC_TAGS = ("manylinux_2_17", "manylinux_2_28", "manylinux_2_34", "manylinux2014", "linux")
-MODELS = ("smollm2-135m-instruct", "all-minilm-l6-v2")
 
 
 def make_bundle(architecture: Architecture, directory: Path, *, version: str = __version__) -> Path:
-    """A bundle, unpacked, with this checkout's edged; takes the packages from pip's cache or the registry."""
-    wheels = directory / "wheels"
-    wheels.mkdir(parents=True)
-    _pip("wheel", "--no-deps", "--wheel-dir", str(wheels), str(CHECKOUT))
-    llama = _llama_wheel(architecture)
-    shutil.copy(llama, wheels)
-    platforms = [part for tag in GLIBC_TAGS for part in ("--platform", f"{tag}_{MACHINES[architecture]}")]
-    wanted = ["--only-binary=:all:", "--python-version", PYTHON, *platforms, "--find-links", str(wheels)]
-    _pip("download", *wanted, "--dest", str(wheels), f"edged=={__version__}")
-    _copy_models(directory / "models")
-    (directory / "debs").mkdir()
-    write_manifest(directory, architecture, version)
+    """A bundle, unpacked, with this checkout's edged; takes the packages from pip's cache or the registry.
+
+    Without Debian packages: the boards' image has those that edged needs, and needs no mirror once it is made.
+    """
+    out = directory.with_name(f"{directory.name}.tar")
+    config = Config()
+    catalog = Catalog(directory.with_name(f"{directory.name}.models"), config.models_cache_dir)
+    order = gather.plan(
+        catalog,
+        TARGETS[architecture],
+        packages=None,
+        cache=config.cache,
+    )
+    gather.create(order, catalog, out, _quietly)
+    unpack.unpack(out, directory)
+    out.unlink()
+    shutil.rmtree(directory.with_name(f"{directory.name}.models"))
+    if version != __version__:
+        write_manifest(directory, architecture, version)
     return directory
+
+
+@contextlib.contextmanager
+def _quietly(_step: str) -> Iterator[Progress]:
+    yield no_progress
 
 
 def write_manifest(directory: Path, architecture: Architecture, version: str = __version__) -> None:
     """Sizes and sums of all that is there."""
-    manifest = directory / "manifest.json"
-    manifest.unlink(missing_ok=True)
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    body = {
-        "format": 1,
-        "edged": version,
-        "target": TARGETS[architecture],
-        "machine": MACHINES[architecture],
-        "python": [PYTHON],
-        "files": {
-            path.relative_to(directory).as_posix(): {
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "bytes": path.stat().st_size,
-            }
-            for path in files
-        },
-    }
-    manifest.write_text(json.dumps(body, indent=1))
+    file = directory / unpack.MANIFEST
+    files = archive.declare(_files(directory), no_progress)
+    changes = {"edged": version, "target": TARGETS[architecture], "files": files}
+    file.write_bytes(encode(msgspec.structs.replace(decode(file.read_bytes()), **changes)))
 
 
-def pack(directory: Path, archive: Path) -> Path:
-    subprocess.run(["tar", "-cf", str(archive), "-C", str(directory), "."], check=True)
-    return archive
+def pack(directory: Path, out: Path) -> Path:
+    """The archive of a bundle that lies unpacked."""
+    archive.write(out, (directory / unpack.MANIFEST).read_bytes(), None, _files(directory), no_progress)
+    return out
 
 
-def _pip(*arguments: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command: Sequence[str] = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL)
-
-
-def _llama_wheel(architecture: Architecture) -> Path:
-    """The one of the board's processor; compiling it takes minutes when it is not in the cache."""
-    script = CHECKOUT / "scripts/cross-wheel.sh"
-    done = subprocess.run([script, TARGETS[architecture]], check=True, capture_output=True, text=True)
-    return Path(done.stdout.strip())
-
-
-def _copy_models(target: Path) -> None:
-    """As edged's cache keeps them, each with its record."""
-    target.mkdir()
-    cache = Path(os.environ.get("EDGED_CACHE", "~/.cache/edged")).expanduser() / "models"
-    for model in MODELS:
-        for path in cache.glob(f"{model}-*.gguf*"):
-            shutil.copy(path, target)
+def _files(directory: Path) -> dict[str, Content]:
+    found = (path for path in directory.rglob("*") if path.is_file())
+    files: dict[str, Content] = {path.relative_to(directory).as_posix(): path for path in found}
+    return {name: path for name, path in files.items() if name not in (unpack.MANIFEST, unpack.SIGNATURE)}

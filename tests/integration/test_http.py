@@ -145,6 +145,8 @@ class Door:
             chats=ChatPool(None),
             embedders=EmbedderPool(None),
             rollouts=NOBODY,
+            profiles=NOBODY,
+            inspections=NOBODY,
             api_key=api_key,
             max_body_bytes=LIMIT,
         )
@@ -452,6 +454,8 @@ async def test_a_taken_port_is_a_configuration_error(door: Door) -> None:
             chats=ChatPool(None),
             embedders=EmbedderPool(None),
             rollouts=NOBODY,
+            profiles=NOBODY,
+            inspections=NOBODY,
             api_key=None,
             max_body_bytes=LIMIT,
         ),
@@ -563,6 +567,8 @@ async def test_twenty_starts_and_stops_leave_no_socket_behind() -> None:
             chats=ChatPool(None),
             embedders=EmbedderPool(None),
             rollouts=NOBODY,
+            profiles=NOBODY,
+            inspections=NOBODY,
             api_key=None,
             max_body_bytes=LIMIT,
         )
@@ -573,7 +579,7 @@ async def test_twenty_starts_and_stops_leave_no_socket_behind() -> None:
 
 
 def test_every_error_of_the_tree_has_a_problem_document() -> None:
-    from edged.gateway.http import problem as render
+    from edged.gateway.exchange import problem as render
 
     def tree(root: type[EdgedError]) -> list[type[EdgedError]]:
         return [root, *(child for branch in root.__subclasses__() for child in tree(branch))]

@@ -146,6 +146,19 @@ async def test_many_requests_at_once_each_get_their_own_answer(tmp_path: Path) -
         assert [text_of(items) for items in answers] == [f"Fact {number}." for number in range(5)]
 
 
+async def test_what_was_served_is_counted_tokens_as_they_come_and_all_else_at_the_end(tmp_path: Path) -> None:
+    async with serving(tmp_path) as role:
+        await ask(role.worker, "tokens=4 three words")
+        stream = role.worker.generate(segments("tokens=9 pause=0.2"), max_tokens=50)
+        assert isinstance(await anext(stream), Piece)
+        grown = role.worker.served
+        await stream.aclose()
+        await role.worker.embed(["five words are in this"])
+        served = role.worker.served
+    assert (grown.requests, grown.prompt_tokens, grown.finished_tokens, grown.completion_tokens) == (1, 3, 4, 5)
+    assert (served.requests, served.prompt_tokens, served.finished_tokens) == (2, 8, 4)
+
+
 async def test_texts_become_unit_vectors_in_their_order(tmp_path: Path) -> None:
     async with serving(tmp_path) as role:
         vectors = await role.worker.embed(["pump oil", "boiler", "oil pump"])

@@ -11,12 +11,18 @@ from edged.hardware.placement import Machine, Wishes
 from edged.hardware.pressure import CALM_OBSERVATIONS, Stage, Stalled
 from edged.hardware.thermal import Heat, Zone
 from edged.models.rollout import Role
+from edged.probe.profile import Device as ProfiledDevice
+from edged.probe.profile import Profile, Warmth
+from edged.probe.profile import profile as make_profile
+from edged.probe.sample import AffinityChange, NodeSample, ProcessSample
 from edged.runtime.health import Health
-from edged.serving.care import SHOW_DRIFT_SECONDS, Care, HeatLimits, Readings, Sources
+from edged.serving.care import Care, HeatLimits, Readings, Sources
+from edged.serving.drift import SHOW_SECONDS
 from edged.serving.keeper import Keeper, Look
 from edged.serving.restraint import Restraint
 from edged.workers.cgroup import Drift
 from edged.workers.protocol import Tune, WorkerSettings
+from tests.samples import counted, histogram, process, sample
 
 RESERVE = 100
 CHAT = WorkerSettings(kind="chat", model="", threads=3, sequences=8, prefix_cache_bytes=64 << 20)
@@ -74,6 +80,11 @@ class Device:
 @pytest.fixture
 def device() -> Device:
     return Device()
+
+
+def profiled(*processes: ProcessSample, **changes: Any) -> Profile:
+    found = sample(*processes, **changes)
+    return make_profile(found, ProfiledDevice(id="pi", software="1", cores={}), {}, Warmth())
 
 
 def hot(celsius: float, **signs: bool) -> Heat:
@@ -145,7 +156,7 @@ def test_a_drift_is_shown_for_a_while_after_it_was_repaired(device: Device) -> N
     drifted = Look({10: [Drift("affinity", "1 threads may run on cores 1, not on cores 0")]}, {})
     device.observe(look=drifted)
     assert (device.codes, device.care.repairs) == ({"placement_drifted"}, 1)
-    device.observe(int(SHOW_DRIFT_SECONDS) - 1)
+    device.observe(int(SHOW_SECONDS) - 1)
     assert device.codes == {"placement_drifted"}
     device.observe()
     assert device.codes == set()
@@ -154,6 +165,34 @@ def test_a_drift_is_shown_for_a_while_after_it_was_repaired(device: Device) -> N
 def test_a_quota_that_stops_a_worker_is_named_apart(device: Device) -> None:
     device.observe(look=Look({10: [Drift("stopped", "a CPU quota stopped it")]}, {}))
     assert (device.codes, device.care.repairs) == ({"cpu_quota_stops_workers"}, 0)
+
+
+def test_a_neighbour_that_the_profile_shows_costs_a_thread_at_once(device: Device) -> None:
+    device.observe()
+    chat = process(cpu_seconds={0: 0.6}, run_queue=histogram(b2=900, b13=100))
+    device.observe(profile=profiled(chat, node=NodeSample(busy_seconds=counted({0: 1.0, 1: 0.5}))))
+    assert (device.tuned.threads, device.codes) == (2, {"cores_crowded"})
+
+
+def test_who_changed_an_affinity_is_named_with_the_drift_even_when_heard_of_later(device: Device) -> None:
+    drifted = Look({10: [Drift("affinity", "1 threads may run on cores 1, not on cores 0")]}, {})
+    change = AffinityChange(caller_pid=9, caller_name="taskset", thread=10)
+    device.observe(look=drifted)
+    device.observe(profile=profiled(process(affinity_changes=(change,))))
+    device.observe(10)
+    (held,) = device.health.conditions()
+    assert held.text.endswith("not on cores 0, changed by taskset (pid 9)")
+
+
+def test_a_worker_that_ran_off_its_cores_or_was_stopped_by_a_quota_is_named(device: Device) -> None:
+    device.observe(profile=profiled(process(cpu_seconds={3: 0.5}, throttled_share=0.5)))
+    texts = {held.code: held.text for held in device.health.conditions()}
+    assert texts == {
+        "placement_drifted": "chat (10): it ran for 0.50 s on cores 3, not on cores 0-2",
+        "cpu_quota_stops_workers": "chat (10): a CPU quota stopped it in 50% of its periods",
+    }
+    device.observe(int(SHOW_SECONDS))
+    assert device.codes == set()
 
 
 def test_another_chat_worker_begins_with_full_budgets_and_a_candidate_gets_those_of_the_active_one(

@@ -51,8 +51,9 @@ def test_sockets_and_workers_of_a_dead_daemon_go_and_the_second_time_there_are_n
     config: Config, processes: list[subprocess.Popen[bytes]]
 ) -> None:
     leave_socket(config.run_dir / "worker-chat.sock")
+    leave_socket(config.profile_socket)
     worker = start(processes, str(config.run_dir / "worker-chat.sock"), SETTINGS)
-    assert clean_up(config) == Removed(sockets=("worker-chat.sock",), workers=(worker.pid,))
+    assert clean_up(config) == Removed(sockets=("worker-chat.sock", "profile.sock"), workers=(worker.pid,))
     assert worker.wait(10) == -9
     assert clean_up(config) == Removed()
     assert [path.name for path in config.run_dir.iterdir()] == ["lock"]

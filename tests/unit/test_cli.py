@@ -16,6 +16,9 @@ from edged.cli import app
 from edged.client import Client
 from edged.config import Config
 from edged.gateway import wire
+from edged.probe.profile import Device, Profile, Warmth, from_json, merge, to_json
+from edged.probe.profile import profile as make_profile
+from tests.samples import NOW, process, sample
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -319,6 +322,63 @@ def test_docs_list_is_not_cut_in_a_pipe(answer_with: Callable[[Handler], None]) 
     assert long in result.stdout
     assert "[b]T[/b]" in result.stdout
     assert json.loads(edged("docs", "list", "--json").stdout)[0]["id"] == long
+
+
+# --- profiles --------------------------------------------------------------------------------------
+
+
+def second(number: int) -> Profile:
+    found = sample(process(cpu_seconds={0: 0.5}, minor_faults=number), at=NOW + number)
+    return make_profile(found, Device(id="pi", software="1", cores={0: 1.0}), {}, Warmth())
+
+
+def seconds(count: int) -> httpx.Response:
+    return sse(*(("profile", json.loads(to_json(second(number)))) for number in range(1, count + 1)))
+
+
+def test_top_shows_the_last_ten_seconds_once(answer_with: Callable[[Handler], None]) -> None:
+    asked: list[httpx.URL] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url)
+        return httpx.Response(200, content=to_json(second(7)))
+
+    answer_with(handler)
+    shown = edged("top", "--once").stdout
+    assert "pi, edged 1 · by ebpf" in shown
+    assert "chat" in shown
+    assert from_json(edged("top", "--once", "--json").stdout) == second(7)
+    assert [each.params["window"] for each in asked] == ["10s", "10s"]
+
+
+def test_top_shows_each_second_until_the_daemon_ends(answer_with: Callable[[Handler], None]) -> None:
+    answer_with(lambda _request: seconds(3))
+    result = edged("top", "--json")
+    assert [from_json(line) for line in result.stdout.splitlines()] == [second(number) for number in (1, 2, 3)]
+    assert result.exit_code == 3
+    assert "BUSY over 3 s" in edged("top").stdout
+
+
+def test_a_recording_is_shown_as_one_profile(answer_with: Callable[[Handler], None], home: Path) -> None:
+    answer_with(lambda _request: seconds(5))
+    recorded = edged("profile", "record", "--seconds", "4", str(home / "minute.jsonl"))
+    assert recorded.exit_code == 0
+    assert recorded.stdout.endswith("minute.jsonl (4 s)\n")
+    whole = from_json(edged("profile", "show", str(home / "minute.jsonl"), "--json").stdout)
+    assert whole == merge([second(number) for number in (1, 2, 3, 4)])
+    assert "BUSY over 4 s" in edged("profile", "show", str(home / "minute.jsonl")).stdout
+
+
+def test_what_is_no_recording_is_refused_and_where_none_can_be_written_that_is_said(
+    answer_with: Callable[[Handler], None], home: Path
+) -> None:
+    answer_with(lambda _request: seconds(2))
+    (home / "text").write_text("hello\n")
+    (home / "empty").write_text("")
+    assert "this is no profile" in edged("profile", "show", str(home / "text")).stderr
+    assert "is empty" in edged("profile", "show", str(home / "empty")).stderr
+    result = edged("profile", "record", "--seconds", "1", str(home / "none" / "file"))
+    assert (result.exit_code, "cannot write" in result.stderr) == (1, True)
 
 
 # --- models ----------------------------------------------------------------------------------------

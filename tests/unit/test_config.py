@@ -142,6 +142,13 @@ def test_a_home_too_long_for_its_sockets_is_refused() -> None:
     assert "home is too long" in refused_environment(EDGED_HOME="/" + "a" * 100).message
 
 
+def test_a_profile_needs_a_weight_a_topic_without_wildcards_and_a_name_that_fits_into_one(tmp_path: Path) -> None:
+    weightless = "[probe]\nweight_memory = 0.0\nweight_latency = 0.0\n"
+    assert "one of the weights" in refused(tmp_path, weightless).message
+    assert "takes no wildcard" in refused(tmp_path, "[probe]\ntopic = 'edged/+/profile'\n").message
+    assert "[probe] device" in refused(tmp_path, "[probe]\ndevice = 'a/b'\n").message
+
+
 def test_paths_may_start_with_the_users_home(tmp_path: Path) -> None:
     assert load(written(tmp_path, "home = '~/device'\n"), {}).home == Path("~/device").expanduser()
 

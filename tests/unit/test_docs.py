@@ -5,17 +5,22 @@
 
 import os
 import re
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+import pytest
 import typer
 
 from edged.cli import app
 from edged.config import LIVE, settings
 from edged.errors import HTTP_STATUS
 from edged.gateway.http import create_app
+from edged.probe import profile
+from edged.probe.sample import Cost, Source, Step
 from edged.runtime.health import KINDS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -27,6 +32,7 @@ Every setting but those of `[[events.topics]]` also has an environment variable,
 `http.listen` is `EDGED_HTTP__LISTEN`. `edged check` says what differs from the defaults. What is marked ↻ changes
 without a restart: edit the file, then `systemctl reload edged`, or send SIGHUP. This page is made from
 `edged/config.py`."""
+VALUES = {bool: "true or false", int: "integer", float: "number", str: "text", profile.Delays: "delays"}
 TYPES = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}
 
 
@@ -140,6 +146,8 @@ def routes() -> Iterator[str]:
         chats=nobody,
         embedders=nobody,
         rollouts=nobody,
+        profiles=nobody,
+        inspections=nobody,
         api_key=None,
         max_body_bytes=1,
     ).openapi()
@@ -150,6 +158,49 @@ def routes() -> Iterator[str]:
 
 def test_http_md_describes_every_route_and_no_other() -> None:
     assert sections("HTTP.md", "###").keys() == {*routes(), "GET /openapi.json"}
+
+
+def render_fields(kind: type[msgspec.Struct]) -> str:
+    """The fields of a part of the profile as docs/PROFILE.md has them."""
+    hints = typing.get_type_hints(kind)
+    rows = [
+        f"| `{name}` | {value_of(hints[name])} | {fact.unit} | {fact.merging.value} | {fact.description} |"
+        for name, fact in profile.facts(kind)
+    ]
+    return "\n".join(["| field | value | unit | in a window | |", "|---|---|---|---|---|", *rows])
+
+
+def value_of(hint: Any) -> str:
+    """What a field of the profile holds, in a reader's words."""
+    members = [member for member in typing.get_args(hint) if member is not type(None)]
+    inner = members[0] if typing.get_origin(hint) in (typing.Union, types.UnionType) else hint
+    if typing.get_origin(inner) is profile.Figure:
+        return f"figure: {value_of(typing.get_args(inner)[0])}"
+    if typing.get_origin(inner) is dict:
+        return f"{value_of(typing.get_args(inner)[1])} by {'core' if typing.get_args(inner)[0] is int else 'reason'}"
+    return "list" if typing.get_origin(inner) is tuple else VALUES[inner]
+
+
+@pytest.mark.parametrize("kind", [profile.WorkerProfile, profile.NodeProfile])
+def test_profile_md_has_the_fields_as_they_are_declared(kind: type[msgspec.Struct]) -> None:
+    page = DOCS / "PROFILE.md"
+    text = page.read_text(encoding="utf-8")
+    place = re.compile(rf"(<!-- fields of {kind.__name__} -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+    if os.environ.get("UPDATE_DOCS"):
+        text = place.sub(lambda found: f"{found[1]}{render_fields(kind)}\n{found[3]}", text)
+        page.write_text(text, encoding="utf-8")
+    found = place.search(text)
+    assert found is not None
+    assert found[2].strip() == render_fields(kind), "run this test with UPDATE_DOCS=1"
+
+
+@pytest.mark.parametrize(
+    "kind", [profile.Profile, profile.Figure, profile.Delays, profile.Score, profile.Weights, Cost]
+)
+def test_profile_md_names_every_other_field_every_source_and_every_step(kind: type[msgspec.Struct]) -> None:
+    text = (DOCS / "PROFILE.md").read_text(encoding="utf-8")
+    names = [*kind.__struct_fields__, *(each.value for each in (*Source, *Step))]
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 def test_http_md_lists_every_status_of_an_error() -> None:

@@ -9,16 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.config import Mqtt
-from edged.doctor import broker, kernel, models, power, service, storage
+from edged.doctor import broker, kernel, models, power, probe, service, storage
 from edged.doctor.broker import Broker, Reply
 from edged.doctor.checks import CHECKS, Check, carry_out, count
 from edged.doctor.device import Device
 from edged.doctor.finding import Finding, Level, ok, skip
 from edged.doctor.models import Build, Checked, Memory
 from edged.doctor.power import Policy, Supply, Temperatures
+from edged.doctor.probe import Probe
 from edged.doctor.service import Port, Unit
 from edged.doctor.storage import Flushes, Kept, Permissions, Room, Sqlite, Swap
 from edged.hardware.thermal import Heat, Zone
+from edged.probe.sample import Cost, NodeSample, Sample, Step
 
 NO_DEVICE: Any = None
 
@@ -235,9 +237,14 @@ def test_pages_of_16_kb_warn_and_a_pi_is_told_which_kernel_has_others() -> None:
     ],
 )
 def test_missing_kernel_headers_warn_and_name_the_package_of_this_kernel(release: str, package: str) -> None:
-    found = kernel.judge_tracing(kernel.Tracing(release, has_btf=True, has_headers=False))
+    found = kernel.judge_tracing(kernel.Tracing(release, has_btf=True, has_headers=False, has_bcc=True))
     assert (found.level, found.fix) == (Level.WARN, f"sudo apt-get install {package}")
-    assert kernel.judge_tracing(kernel.Tracing(release, has_btf=False, has_headers=True)).level is Level.OK
+    assert kernel.judge_tracing(kernel.Tracing(release, False, True, True)).level is Level.OK
+
+
+def test_headers_without_bcc_warn_and_name_its_package() -> None:
+    found = kernel.judge_tracing(kernel.Tracing("6.1.0-30-arm64", has_btf=True, has_headers=True, has_bcc=False))
+    assert (found.level, found.fix) == (Level.WARN, "sudo apt-get install python3-bpfcc")
 
 
 @pytest.mark.parametrize(
@@ -459,3 +466,28 @@ def test_a_check_that_hangs_is_a_warning_and_one_that_breaks_a_skip_and_the_othe
 
 def test_findings_are_counted_by_level() -> None:
     assert count([ok(""), skip(""), ok("")]) == {"ok": 2, "warn": 0, "fail": 0, "skip": 1}
+
+
+# --- the probe -------------------------------------------------------------------------------------
+
+
+def sampled(step: Step, reason: str = "") -> Probe:
+    cost = Cost(cpu_seconds=0.0, resident_bytes=0)
+    return Probe(
+        True, Sample(at=0.0, seconds=1.0, step=step, reason=reason, processes=(), node=NodeSample(), cost=cost)
+    )
+
+
+def test_a_probe_at_the_top_is_right_and_below_it_the_reason_is_said() -> None:
+    assert probe.judge_probe(sampled(Step.EBPF)).level is Level.OK
+    found = probe.judge_probe(sampled(Step.COUNTERS, "bcc is not installed"))
+    assert found.level is Level.WARN
+    assert "counters alone: bcc is not installed" in found.what
+
+
+def test_without_a_probe_it_is_said_how_edged_measures_and_how_to_start_one() -> None:
+    found = probe.judge_probe(Probe(True, problem="no such file", alone=Step.PROCFS))
+    assert found.level is Level.WARN
+    assert "by procfs alone" in found.what
+    assert found.fix == "sudo systemctl enable --now edged-probe"
+    assert probe.judge_probe(Probe(enabled=False)).level is Level.SKIP

@@ -58,6 +58,7 @@ PI_4 = {
     "sys/class/thermal/thermal_zone0/temp": "51121\n",
     "sys/class/hwmon/hwmon2/in0_lcrit_alarm": "1\n",
     "lib/modules/6.12.25+rpt-rpi-v8/build/include/.keep": "",
+    "usr/lib/python3/dist-packages/bcc/__init__.py": "",
 }
 JETSON = {
     "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",

@@ -30,6 +30,13 @@ def test_the_status_is_the_worst_severity_that_holds(health: Health) -> None:
     assert health.status() == "ok"
 
 
+def test_what_is_only_told_leaves_the_status_ok_and_comes_last(health: Health) -> None:
+    health.set(conditions.PROBE_ABSENT, "measured by counters")
+    assert health.status() == "ok"
+    health.set(conditions.MQTT_DOWN, "refused")
+    assert [held.code for held in health.conditions()] == ["mqtt_disconnected", "probe_absent"]
+
+
 def test_a_condition_carries_what_to_do_and_since_when_it_holds(health: Health) -> None:
     health.set(conditions.CHAT_DOWN, "killed")
     (held,) = health.conditions()

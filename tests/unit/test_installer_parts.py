@@ -1,14 +1,7 @@
-"""The installer's parts without a machine to install on: boards told apart, build flags, bundles checked, options."""
+"""The installer's parts without a machine to install on: boards told apart, build flags, options."""
 
-import hashlib
-import importlib.util
-import json
 import subprocess
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -105,111 +98,6 @@ def test_a_raspberry_pi_without_the_memory_controller_is_told_what_to_boot_with(
     assert board.ask("board_advice") == ""
 
 
-# --- bundles -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def checker() -> ModuleType:
-    """scripts/bundle.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("bundle", CHECKOUT / "scripts/bundle.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """A small bundle with all that belongs into one, as a directory."""
-    folder = tmp_path / "bundle"
-    contents = {"wheels/edged-0.1.0-py3-none-any.whl": b"wheel", "models/m.gguf": b"model" * 1000}
-    for name, content in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    files = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        for name, content in contents.items()
-    }
-    manifest = {"format": 1, "edged": "0.1.0", "machine": "aarch64", "python": ["3.11"], "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-def packed(bundle: Path) -> Path:
-    archive = bundle.with_suffix(".tar")
-    with tarfile.open(archive, "w") as tar:
-        tar.add(bundle, ".")
-    return archive
-
-
-def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    change(manifest)
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("form", [lambda bundle: bundle, packed], ids=["directory", "archive"])
-def test_a_whole_bundle_is_unpacked(
-    checker: ModuleType, bundle: Path, tmp_path: Path, form: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert checker.main([str(form(bundle)), str(tmp_path / "out"), "aarch64", "3.11"]) is None
-    assert capsys.readouterr().out == "0.1.0\n"
-    assert (tmp_path / "out/models/m.gguf").read_bytes() == b"model" * 1000
-
-
-SPOILINGS: dict[str, Callable[[Path], object]] = {
-    "models/m.gguf is changed": lambda bundle: (bundle / "models/m.gguf").write_bytes(b"Model" + b"model" * 999),
-    "models/m.gguf is missing": lambda bundle: (bundle / "models/m.gguf").unlink(),
-    "wheels/more.whl is not in its manifest": lambda bundle: (bundle / "wheels/more.whl").write_bytes(b""),
-    "there is no manifest.json": lambda bundle: (bundle / "manifest.json").unlink(),
-    "manifest.json is broken": lambda bundle: (bundle / "manifest.json").write_text("{"),
-    "its format is 2": lambda bundle: edit_manifest(bundle, lambda manifest: manifest.update(format=2)),
-    "is for riscv64": lambda bundle: edit_manifest(bundle, lambda manifest: manifest.update(machine="riscv64")),
-    "for Python 3.13, this machine has 3.11": lambda bundle: edit_manifest(
-        bundle, lambda manifest: manifest.update(python=["3.13"])
-    ),
-}
-
-
-@pytest.mark.parametrize("complaint", SPOILINGS)
-def test_a_bundle_that_is_not_as_its_manifest_says_leaves_nothing(
-    checker: ModuleType, bundle: Path, tmp_path: Path, complaint: str
-) -> None:
-    SPOILINGS[complaint](bundle)
-    told = checker.main([str(packed(bundle)), str(tmp_path / "out"), "aarch64", "3.11"])
-    assert complaint in told
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "out.partial").exists()
-
-
-def test_a_bundle_cut_off_anywhere_leaves_nothing(checker: ModuleType, bundle: Path, tmp_path: Path) -> None:
-    archive = packed(bundle)
-    whole = archive.read_bytes()
-    needed = len(whole.rstrip(b"\0"))
-    for length in range(0, needed, 700):
-        archive.write_bytes(whole[:length])
-        assert checker.main([str(archive), str(tmp_path / "out"), "aarch64", "3.11"]) is not None
-        assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["../escaped", "/escaped", "wheels/../../escaped"])
-def test_a_member_that_leads_out_of_the_bundle_is_refused(
-    checker: ModuleType, bundle: Path, tmp_path: Path, name: str
-) -> None:
-    archive = packed(bundle)
-    with tarfile.open(archive, "a") as tar:
-        tar.addfile(tarfile.TarInfo(name))
-    assert "no plain file within the bundle" in checker.main([str(archive), str(tmp_path / "out")])
-    assert not list(tmp_path.rglob("escaped"))
-
-
-def test_a_link_is_refused(checker: ModuleType, bundle: Path, tmp_path: Path) -> None:
-    (bundle / "wheels/link").symlink_to("/etc/passwd")
-    assert "no plain file" in checker.main([str(packed(bundle)), str(tmp_path / "out")])
-    assert "is a link" in checker.main([str(bundle), str(tmp_path / "out")])
-
-
 # --- options -----------------------------------------------------------------------------------------
 
 
@@ -223,6 +111,7 @@ def test_a_link_is_refused(checker: ModuleType, bundle: Path, tmp_path: Path) ->
         (["--model", "../etc"], 2, "no model's name"),
         (["--broker", 'mqtt://a"b'], 2, "no broker's URL"),
         (["--bundle"], 2, "--bundle needs a value"),
+        (["--key", "k.pub"], 2, "--key goes with --bundle"),
         (["--demo", "--bundle=x"], 2, "--bundle is for the service"),
         (["--user", "--broker", "local"], 2, "--broker local is for the service"),
         (["--user", "--uninstall"], 2, "--uninstall is for the service"),

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from edged.hardware.neighbours import (
     CROWDED_OBSERVATIONS,
     FREE_OBSERVATIONS,
@@ -72,6 +74,23 @@ def test_what_lies_between_two_readings_counts() -> None:
         seconds=2.0,
     )
     assert found == Crowd(run_seconds=3.0, wait_share=0.25, foreign_cores=0.25)
+
+
+def test_the_time_for_which_a_quota_stops_the_worker_is_not_taken_by_a_neighbour() -> None:
+    before, after = (
+        Scheduled(),
+        Scheduled(1_400_000_000, 600_000_000),
+    )  # two threads under 1.5 cores, 0.1 s for the daemon
+
+    def found(own_seconds: float, quota_cores: float | None) -> Crowd | None:
+        return crowd(before, after, busy_seconds=2.0, own_seconds=own_seconds, seconds=1.0, quota_cores=quota_cores)
+
+    assert found(1.5, 1.5) == Crowd(run_seconds=1.4, wait_share=0.0, foreign_cores=0.5)
+    unlimited, kept_from_it = found(1.5, None), found(1.4, 1.9)
+    assert unlimited is not None
+    assert kept_from_it is not None
+    assert unlimited.wait_share == pytest.approx(0.3)
+    assert kept_from_it.wait_share == pytest.approx(0.5 / 1.9)
 
 
 def test_readings_of_two_processes_cannot_be_compared() -> None:

@@ -19,6 +19,8 @@ from edged.workers.protocol import (
     FrameBuffer,
     FrameError,
     Generate,
+    Inspect,
+    Inspected,
     Message,
     Piece,
     Ready,
@@ -49,6 +51,8 @@ REQUESTS: list[Request] = [
     Embed(3, ("one", "", "drei °C")),
     Cancel(2**40),
     Tune(sequences=4, threads=2, prefix_cache_bytes=1 << 20),
+    Inspect(4, "/run/allocations.memray", tracer=1234),
+    Inspect(5),
 ]
 REPLIES: list[Reply] = [
     Ready(pid=1, description="d", context_tokens=2, dimensions=3, system="s"),
@@ -59,6 +63,7 @@ REPLIES: list[Reply] = [
     ),
     Vectors(2, 384, bytes(8)),
     Failed(3, "queue_full", "so it is"),
+    Inspected(4),
 ]
 
 

@@ -1,0 +1,1 @@
+"""Offline bundles: gathered, signed and packed on a PC, checked and unpacked on the device without a network."""
