@@ -1,8 +1,8 @@
 """What measuring costs the chat worker, and what it shows that a CPU percentage does not.
 
 cost       decode tokens per second of a real worker with and without the probe, in turn; what the probe itself takes
-neighbour  the worker alone, then beside a busy process on one of its cores, second by second: the run-queue delay that
-           the probe counts, and the CPU percentage that psutil computes
+neighbour  a worker asked at a steady pace, alone on its core and then beside a busy process, second by second: the
+           run-queue delay that the probe counts, the CPU percentage that psutil computes
 
 The probe needs root, bcc and the kernel's headers (scripts/probe-kernel.sh):
 
@@ -40,6 +40,8 @@ from tests.probe_process import ProbeClient, ProbeProcess
 MODELS_CACHE: Final = Path("~/.cache/edged/models").expanduser()
 STREAMS: Final = (1, 4)
 TOKENS: Final = 192
+PACE_SECONDS: Final = 0.4
+PACED_TOKENS: Final = 6
 LEAST_RATIO: Final = 0.99
 MOST_CORE_SHARE: Final = 0.01
 LEAST_RISE: Final = 10.0
@@ -66,18 +68,16 @@ class Second(msgspec.Struct, frozen=True, kw_only=True):
     p50: float
     p99: float
     cpu_percent: float
-    tokens: int
 
 
 # --- the parts -------------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
-async def chat_worker(folder: Path) -> AsyncIterator[Worker]:
+async def chat_worker(folder: Path, threads: int) -> AsyncIterator[Worker]:
     models = folder / "models"
-    models.mkdir()
+    models.mkdir(exist_ok=True)
     file = Catalog(models, MODELS_CACHE).pull(Config().chat.model)
-    threads = len(os.sched_getaffinity(0))
     settings = WorkerSettings(kind="chat", model=str(file), threads=threads, sequences=max(STREAMS))
     worker = Worker(settings, folder / "worker.sock", on_state=lambda _state, _why: None)
     worker.start()
@@ -206,13 +206,15 @@ def _goal(text: str, holds: bool, found: str) -> str:
 
 
 async def measure_neighbour(worker: Worker, probe: ProbeProcess, seconds: int) -> list[Second]:
+    """The worker has a core to itself and less to do than it could; then somebody else wants that core as well."""
+    core = max(os.sched_getaffinity(0))
+    _pin(worker, core)
     client = await asyncio.to_thread(watched_client, probe, worker)
-    decoding = asyncio.create_task(_decode_for_ever(worker))
+    asking = asyncio.create_task(_ask_now_and_then(worker))
     try:
         await asyncio.to_thread(client.sample)
         quiet = await _seconds(client, worker, seconds, busy=False)
-        core = str(max(os.sched_getaffinity(0)))
-        neighbour = await asyncio.create_subprocess_exec("taskset", "-c", core, sys.executable, "-c", BUSY)
+        neighbour = await asyncio.create_subprocess_exec("taskset", "-c", str(core), sys.executable, "-c", BUSY)
         try:
             await asyncio.to_thread(client.sample)
             return quiet + await _seconds(client, worker, seconds, busy=True)
@@ -220,13 +222,27 @@ async def measure_neighbour(worker: Worker, probe: ProbeProcess, seconds: int) -
             neighbour.kill()
             await neighbour.wait()
     finally:
-        decoding.cancel()
+        asking.cancel()
         client.close()
 
 
-async def _decode_for_ever(worker: Worker) -> None:
+def _pin(worker: Worker, core: int) -> None:
+    """The thread that computes on this core; the worker's others, and this program, elsewhere."""
+    assert worker.pid is not None
+    others = os.sched_getaffinity(0) - {core}
+    for thread in psutil.Process(worker.pid).threads():
+        os.sched_setaffinity(thread.id, {core} if thread.id == worker.pid else others)
+    os.sched_setaffinity(0, others)
+
+
+async def _ask_now_and_then(worker: Worker) -> None:
+    """A sensor's pace: as much work each second, however long it takes."""
+    loop = asyncio.get_running_loop()
+    due = loop.time()
     while True:
-        await decode(worker, 1)
+        await _one(worker, PACED_TOKENS)
+        due = max(due + PACE_SECONDS, loop.time())
+        await asyncio.sleep(due - loop.time())
 
 
 async def _seconds(client: ProbeClient, worker: Worker, count: int, *, busy: bool) -> list[Second]:
@@ -234,7 +250,6 @@ async def _seconds(client: ProbeClient, worker: Worker, count: int, *, busy: boo
     process.cpu_percent()
     found = []
     for _ in range(count):
-        tokens = worker.served.completion_tokens
         sample: Sample = await asyncio.to_thread(client.sample)
         delays = sample.processes[0].run_queue
         assert delays is not None
@@ -244,7 +259,6 @@ async def _seconds(client: ProbeClient, worker: Worker, count: int, *, busy: boo
                 p50=quantile(delays.value, 0.5) or 0.0,
                 p99=quantile(delays.value, 0.99) or 0.0,
                 cpu_percent=process.cpu_percent(),
-                tokens=worker.served.completion_tokens - tokens,
             )
         )
     return found
@@ -296,7 +310,7 @@ def _chart(name: str, values: Sequence[float], begin: int, top: int) -> str:
         f'<text x="{LEFT}" y="{top - 5}">{name}</text>\n'
         f'<text x="{LEFT - 8}" y="{top + 12}" text-anchor="end">{most:.3g}</text>\n'
         f'<text x="{LEFT - 8}" y="{top + HEIGHT}" text-anchor="end">0</text>\n'
-        f'<text x="{border + 6:.1f}" y="{top + HEIGHT + 16}">a busy process on one of its cores, seconds</text>\n'
+        f'<text x="{border + 6:.1f}" y="{top + HEIGHT + 16}">a busy process on its core, second by second</text>\n'
         f'<polyline points="{points}" fill="none" stroke="#b03a2e" stroke-width="2"/>'
     )
 
@@ -313,10 +327,11 @@ async def main() -> None:
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="edged-probe-") as name:
         folder = Path(name)
-        async with chat_worker(folder) as worker:
-            with probe(folder) as measuring:
+        with probe(folder) as measuring:
+            async with chat_worker(folder, threads=len(os.sched_getaffinity(0))) as worker:
                 rounds = await measure_cost(worker, measuring, given.rounds)
-                resident = psutil.Process(measuring.pid).memory_info().rss
+            resident = psutil.Process(measuring.pid).memory_info().rss
+            async with chat_worker(folder, threads=1) as worker:
                 seconds = await measure_neighbour(worker, measuring, given.seconds)
     today = datetime.datetime.now(datetime.UTC).date()
     print(f"\n{today}, {os.cpu_count()}-core {platform.machine()}, Linux {platform.release()}, {given.rounds} rounds\n")

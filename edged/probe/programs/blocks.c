@@ -6,7 +6,7 @@
 #include "probe.h"
 
 #define OPERATION_MASK 0xff
-#define MOST_BIOS 16 // of one request; more are not looked at
+#define MOST_BIOS 32 // of one request; further ones count for nobody
 
 // Up to Linux 5.10 the queue came before what is meant.
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 11, 0)
