@@ -35,10 +35,12 @@ building=""
 usage() {
     cat <<HELP
 Usage: scripts/board-image.sh [--cached] amd64|arm64
+       scripts/board-image.sh --packages DIRECTORY amd64|arm64 PACKAGE...
 
 Prints the directory of the image, which it makes when it is not in the cache. Making it needs root.
 
-  --cached   fail rather than make it
+  --cached               fail rather than make it
+  --packages DIRECTORY   download Debian packages, with those they need that the image lacks, into the directory
 
 The images are kept in \$EDGED_CACHE/boards (default: ~/.cache/edged/boards).
 HELP
@@ -192,8 +194,6 @@ list_modules() {
     done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }'
 }
 
-# --- all of it ------------------------------------------------------------------------------------------
-
 build_image() {
     local directory version tree
     directory="$(image_directory)"
@@ -216,6 +216,28 @@ build_image() {
     end_step
 }
 
+# --- packages for it --------------------------------------------------------------------------------------
+
+# download_packages DIRECTORY PACKAGE...: apt decides as it would on the image, by the image's own list of packages.
+download_packages() {
+    local target options
+    target="$(realpath -- "$1")"
+    building="$(mktemp -d)"
+    mkdir -p "$building"/{state/lists/partial,cache/archives/partial}
+    package_sources | sed 's|^deb |deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] |' >"$building/sources.list"
+    package_options >"$building/apt.conf"
+    PATH="$PATH:/usr/sbin:/sbin" debugfs -R "dump /var/lib/dpkg/status $building/status" "$(image_directory)/root.ext4"
+    options=(-q -y -c "$building/apt.conf" -o "APT::Architecture=$architecture" -o "APT::Architectures::=$architecture"
+        -o "Dir::Etc::SourceList=$building/sources.list" -o Dir::Etc::SourceParts=- -o "Dir::State=$building/state"
+        -o "Dir::State::status=$building/status" -o "Dir::Cache=$building/cache" -o APT::Sandbox::User=root
+        -o APT::Install-Recommends=false)
+    apt-get "${options[@]}" update
+    apt-get "${options[@]}" --download-only install "${@:2}"
+    cp "$building"/cache/archives/*.deb "$target/"
+}
+
+# --- all of it ----------------------------------------------------------------------------------------------
+
 make_if_missing() {
     ensure_machine check_machine
     is_cached && return
@@ -228,9 +250,10 @@ clean_up() {
 }
 
 main() {
-    local may_build=yes
+    local may_build=yes packages_into=""
     [[ "${1:-}" != --help && "${1:-}" != -h ]] || { usage && exit 0; }
     [[ "${1:-}" != --cached ]] || { may_build=no && shift; }
+    [[ "${1:-}" != --packages ]] || { packages_into="${2:?a directory}" && shift 2; }
     architecture="${1:-}"
     if [[ "$architecture" != amd64 && "$architecture" != arm64 ]]; then
         complain "there is no board '$architecture'" "scripts/board-image.sh --help lists them."
@@ -240,6 +263,10 @@ main() {
         trap clean_up EXIT
         trap 'exit 130' INT TERM HUP
         make_if_missing >&2
+    fi
+    if [[ -n "$packages_into" ]]; then
+        download_packages "$packages_into" "${@:2}" >&2
+        return
     fi
     is_cached && image_directory
 }
