@@ -4,6 +4,10 @@
 test *arguments:
     ./run-tests.sh {{arguments}}
 
+# What .ci/run does: everything, and the boards for as long as the time lasts.
+all:
+    .ci/run
+
 # Tests on an emulated board: amd64 or arm64 (a Cortex-A76). The first run makes its image, as root.
 device architecture="amd64" *arguments:
     scripts/board-image.sh {{architecture}}

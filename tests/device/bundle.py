@@ -36,6 +36,15 @@ def make_bundle(architecture: Architecture, directory: Path, *, version: str = _
     return directory
 
 
+def with_packages(bundle: Path, target: Path, architecture: Architecture, *packages: str) -> Path:
+    """The same bundle with Debian packages, and what they need, for a board that lacks them."""
+    shutil.copytree(bundle, target, copy_function=os.link)
+    script = CHECKOUT / "scripts/board-image.sh"
+    subprocess.run([script, "--packages", target / "debs", architecture, *packages], check=True, capture_output=True)
+    write_manifest(target, architecture)
+    return target
+
+
 def write_manifest(directory: Path, architecture: Architecture, version: str = __version__) -> None:
     """Sizes and sums of all that is there."""
     manifest = directory / "manifest.json"
