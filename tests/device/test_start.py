@@ -20,7 +20,7 @@ def ask(path):
         connection.request('GET', path)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return None, {}
     finally:
         connection.close()
