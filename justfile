@@ -4,6 +4,10 @@
 test *arguments:
     ./run-tests.sh {{arguments}}
 
+# Everything, and the boards for as long as the minutes last.
+all minutes="60":
+    ./run-tests.sh --board auto --board-until "$(($(date +%s) + {{minutes}} * 60))"
+
 # Tests on an emulated board: amd64 or arm64 (a Cortex-A76). The first run makes its image, as root.
 device architecture="amd64" *arguments:
     scripts/board-image.sh {{architecture}}

@@ -572,7 +572,8 @@ async def run(chosen: Sequence[str], given: argparse.Namespace, models: Path) ->
     """The chosen parts, each printed when it is done; the model file is put into ``models`` where none is given."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that no server outlives this
+    # So that no server and no group outlives this; timeout(1) sends it twice, and the second must not cut that short.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: task.cancelling() or task.cancel())
     model = given.path or Catalog(models, MODELS_CACHE).pull(load(None, {}).chat.model)
     means = Means(
         program=None if given.alone else given.llama_server or llama_server.ensure(),

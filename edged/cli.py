@@ -251,18 +251,18 @@ def reserve(
     as_json: Json = False,
 ) -> None:
     """Keep services and logins off the chat worker's cores, where hardware.reserve_cores asks for that. Needs root."""
-    from edged.hardware import detect
-    from edged.hardware import reserve as others
-    from edged.hardware.placement import place
-    from edged.serving.keeper import reserve_cores, wishes
-
-    wished = wishes(_load(context))
     cores: tuple[int, ...] = ()
-    if free:
+    if free:  # whatever the configuration says by now
+        from edged.hardware import reserve as others
+
         others.free()
-    elif wished.reserve_cores:
+    elif (config := _load(context)).hardware.reserve_cores:
+        from edged.hardware import detect
+        from edged.hardware.placement import place
+        from edged.serving.keeper import reserve_cores, wishes
+
         machine = detect.machine()
-        placement = place(machine, wished)
+        placement = place(machine, wishes(config))
         reserve_cores(machine, placement)
         cores = placement.reserved
     if as_json:

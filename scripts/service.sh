@@ -15,7 +15,8 @@ readonly device_key="$config_dir/bundle.pub"
 readonly data_dir=/var/lib/edged
 readonly cache_dir=/var/cache/edged
 readonly unit_dir=/etc/systemd/system
-readonly units=(edged.service edged.socket edged.slice)
+readonly probe_user=edged-probe
+readonly units=(edged.service edged.socket edged.slice edged-probe.service)
 readonly gpu_drop_in="$unit_dir/edged.service.d/gpu.conf"
 readonly command_path=/usr/local/bin/edged
 readonly wrapper_mark="# Made by install-edge.sh: edged with the service's configuration."
@@ -248,6 +249,8 @@ prepare_service() {
 make_user() {
     getent passwd "$service_user" >/dev/null ||
         useradd --system --user-group --home-dir "$data_dir" --no-create-home --shell /usr/sbin/nologin "$service_user"
+    getent passwd "$probe_user" >/dev/null ||
+        useradd --system --gid "$service_user" --no-create-home --shell /usr/sbin/nologin "$probe_user"
     install -d -o root -g "$service_user" -m 750 "$config_dir"
     install -d -o "$service_user" -g "$service_user" -m 750 "$data_dir" "$cache_dir"
     make_secret "$config_dir/api-key" "root:$service_user" 640
@@ -386,6 +389,7 @@ serve_version() {
     switch_to "$1"
     systemctl enable --quiet edged.service
     if start_service && becomes_ready "$1"; then
+        systemctl try-restart --no-block edged-probe.service # where somebody enabled it: of the same version
         [[ -z "$switching_from" || "$switching_from" == "$1" ]] || ln -sfn "versions/$switching_from" "$prefix/previous"
         switching_from=""
         rm -rf "$kept"
@@ -591,7 +595,7 @@ uninstall_service() {
     fi
     [[ ! -e "$prefix" || -d "$prefix/versions" || -d "$state" ]] ||
         give_up "$prefix was not made by this script" "Nothing was changed. Name the --prefix of the installation."
-    systemctl disable --quiet --now edged.socket edged.service 2>/dev/null || true
+    systemctl disable --quiet --now edged-probe.service edged.socket edged.service 2>/dev/null || true
     remove_program
     [[ "$purge" == no ]] || remove_data
     if [[ "$purge" == no ]]; then
@@ -616,6 +620,7 @@ remove_program() {
 remove_data() {
     remove_broker_config
     rm -rf "$config_dir" "$data_dir" "$cache_dir"
+    ! getent passwd "$probe_user" >/dev/null || userdel "$probe_user"
     ! getent passwd "$service_user" >/dev/null || userdel "$service_user"
     say "removed: $config_dir, $data_dir, $cache_dir, the user $service_user"
 }

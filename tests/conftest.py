@@ -36,6 +36,13 @@ MAY_BLOCK = {
 """Functions of edged that may block the loop, by file, each with its reason."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What :mod:`tests.device.conftest` goes by; pytest asks for options before it looks there."""
+    parser.addoption("--board", choices=("amd64", "arm64", "auto"), help="the emulated board to test on; auto: both")
+    parser.addoption("--board-until", type=float, help="begin no test on a board that may not end by then (Unix time)")
+    parser.addoption("--long", action="store_true", help="also what takes hours on a board")
+
+
 @pytest.fixture(autouse=True)
 def loop_guard(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
     """In asynchronous tests, a blocking call made from edged's code on the event loop raises BlockingError."""

@@ -15,9 +15,11 @@ WAIT_SECONDS = 60.0
 class MqttClient:
     """Connects at once, subscribes, publishes with QoS 1 and waits for the acknowledgement."""
 
-    def __init__(self, port: int, name: str = "sensor", *topics: str) -> None:
+    def __init__(self, port: int, name: str = "sensor", *topics: str, login: tuple[str, str] | None = None) -> None:
         self.messages: queue.Queue[paho.MQTTMessage] = queue.Queue()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=MQTTProtocolVersion.MQTTv5)
+        if login is not None:
+            self._client.username_pw_set(*login)
         subscribed: queue.Queue[None] = queue.Queue()
 
         def connected(client: paho.Client, *_: object) -> None:

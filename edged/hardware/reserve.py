@@ -10,6 +10,8 @@ from edged.hardware.cores import format_list, parse_list
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 OTHERS: Final = ("system.slice", "user.slice")
+RECORD: Final = Path("/run/edged-reserved")
+"""Is there while the others are kept off by us; root's, and gone with the next boot as the restriction is."""
 TIMEOUT_SECONDS: Final = 10.0
 
 
@@ -23,12 +25,18 @@ def reserve(left: Iterable[int]) -> None:
 
     Raises :class:`ConfinementError` with systemd's words.
     """
+    try:
+        RECORD.touch()
+    except OSError as error:
+        raise ConfinementError(f"only root can keep others off cores: {error}") from error
     _allow(format_list(left))
 
 
 def free() -> None:
-    """Give them all cores again. Raises :class:`ConfinementError`."""
-    _allow("")
+    """Give them all cores again where :func:`reserve` took some. Raises :class:`ConfinementError`."""
+    if RECORD.exists():
+        _allow("")
+        RECORD.unlink()
 
 
 def _allowed(folder: Path) -> frozenset[int]:

@@ -101,7 +101,7 @@ CGROUPS_MISSING = ConditionKind(
 CORES_NOT_RESERVED = ConditionKind(
     "cores_not_reserved",
     Severity.DEGRADED,
-    "run 'edged reserve' as root before edged starts, or set hardware.reserve_cores to false",
+    "see journalctl -u edged; a core must be left for others (chat.threads), and systemd must run",
 )
 CORES_CROWDED = ConditionKind(
     "cores_crowded",

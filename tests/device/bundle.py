@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,10 +19,16 @@ from tests.device.board import Architecture
 TARGETS: dict[Architecture, str] = {"amd64": "amd64", "arm64": "rpi5"}
 
 
-def make_bundle(architecture: Architecture, directory: Path, *, version: str = __version__) -> Path:
+def make_bundle(
+    architecture: Architecture,
+    directory: Path,
+    *,
+    version: str = __version__,
+    packages: Sequence[str] | None = None,
+) -> Path:
     """A bundle, unpacked, with this checkout's edged; takes the packages from pip's cache or the registry.
 
-    Without Debian packages: the boards' image has those that edged needs, and needs no mirror once it is made.
+    Without Debian packages, unless they are asked for: the boards' image has those that edged needs.
     """
     out = directory.with_name(f"{directory.name}.tar")
     config = Config()
@@ -30,7 +36,7 @@ def make_bundle(architecture: Architecture, directory: Path, *, version: str = _
     order = gather.plan(
         catalog,
         TARGETS[architecture],
-        packages=None,
+        packages=packages,
         cache=config.cache,
     )
     gather.create(order, catalog, out, _quietly)

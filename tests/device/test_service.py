@@ -5,29 +5,30 @@ The board is installed once; the tests boot copies of its disk, whatever their o
 
 import json
 import shutil
-import subprocess
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.broker import Mosquitto, find_free_port
-from tests.device.board import HOST, Board, Hardware, Image, flatten
-from tests.device.bundle import make_bundle, pack, write_manifest
-from tests.device.conftest import MakeBoard
+from tests.broker import Mosquitto
+from tests.device.board import Board, Image
+from tests.device.bundle import pack, write_manifest
+from tests.device.installed import (
+    ANSWER_SECONDS,
+    QUESTION,
+    READY_SECONDS,
+    install,
+    other_than,
+    reload_with,
+    show,
+    wait_until,
+    wait_until_ready,
+)
 from tests.mqtt_client import MqttClient
 
 pytestmark = pytest.mark.timeout(5400)
 
-CHECKOUT = Path(__file__).parents[2]
-INSTALLER_PARTS = ("install-edge.sh", "scripts", "systemd", "docs", "pyproject.toml")
-INSTALL_SECONDS = 3600.0
-READY_SECONDS = 600.0
-ANSWER_SECONDS = 900.0
-BROKER_PORT = 1883
-HTTP_PORT = 3000
-MANUAL = "# Pump P-7\n\nError E42 means that the pump runs dry. Close valve V3 and refill the tank to 80 litres.\n"
 CANNOT_START = """
 
 async def _migrate(config: Config) -> None:
@@ -41,19 +42,12 @@ def serve(config: Config, read_again: Callable[[], Config]) -> int:
 
 
 @pytest.fixture(scope="module")
-def share(board_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the board gets to see of the host: the installer, a bundle, and one whose edged cannot start."""
-    share = tmp_path_factory.mktemp("share")
-    for part in INSTALLER_PARTS:
-        source = CHECKOUT / part
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, share / part)
-    bundle = make_bundle(board_image.architecture, share / "bundle")
-    broken = shutil.copytree(bundle, share / "broken")
+def broken(share: Path, board_image: Image) -> Path:
+    """A bundle whose edged cannot start; the board sees it as /mnt/share/broken."""
+    broken = shutil.copytree(share / "bundle", share / "broken")
     spoil(next((broken / "wheels").glob("edged-*.whl")))
     write_manifest(broken, board_image.architecture)
-    (share / "manual.md").write_text(MANUAL)
-    return share
+    return broken
 
 
 def spoil(wheel: Path) -> None:
@@ -77,90 +71,22 @@ def without(archive: Path, name: str) -> None:
     copy.replace(archive)
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
-    """The sensors' broker, outside the board."""
-    mosquitto = Mosquitto(tmp_path_factory.mktemp("broker"), find_free_port())
-    mosquitto.start()
-    yield mosquitto
-    mosquitto.stop()
-
-
-@pytest.fixture(scope="module")
-def boot(make_board: MakeBoard, share: Path, broker: Mosquitto) -> Callable[[Path | None], Board]:
-    """A board that sees the share and the broker, from a disk or from the bare image."""
-
-    def boot(disk: Path | None) -> Board:
-        hardware = Hardware(serves=(HTTP_PORT,), reaches={BROKER_PORT: broker.port}, shares={"share": share})
-        board = make_board(hardware, disk=disk)
-        board.boot()
-        board.mount("share")
-        return board
-
-    return boot
-
-
-@pytest.fixture(scope="module")
-def installed_disk(boot: Callable[[Path | None], Board], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The disk of a board on which edged was installed and ready."""
-    board = boot(None)
-    told = install(board, "--bundle", "/mnt/share/bundle", "--broker", f"mqtt://{HOST}:{BROKER_PORT}")
-    assert told.returncode == 0, told.stdout + told.stderr
-    disk = tmp_path_factory.mktemp("installed") / "disk.raw"
-    board.shut_down()
-    flatten(board.disk, disk)
-    return disk
-
-
-@pytest.fixture(scope="module")
-def one_board(boot: Callable[[Path | None], Board], installed_disk: Path) -> Board:
-    return boot(installed_disk)
-
-
 @pytest.fixture
-def board(one_board: Board) -> Board:
+def board(installed_board: Board) -> Board:
     """The installed board, ready."""
-    wait_until_ready(one_board)
-    return one_board
-
-
-def install(board: Board, *options: str) -> "subprocess.CompletedProcess[str]":
-    command = f"cd /mnt/share && ./install-edge.sh {' '.join(options)}"
-    return board.attempt(command, timeout_seconds=INSTALL_SECONDS)
-
-
-def wait_until(board: Board, condition: str) -> None:
-    """Return when a shell command on the board succeeds."""
-    command = f"timeout {READY_SECONDS:.0f} sh -c 'until {condition}; do sleep 0.5; done' >/dev/null 2>&1"
-    board.run(command, timeout_seconds=READY_SECONDS + 60)
-
-
-def wait_until_ready(board: Board) -> None:
-    wait_until(board, "edged status")
-
-
-def show(board: Board, name: str) -> str:
-    """A property of the service, as systemd has it."""
-    return board.run(f"systemctl show --property {name} --value edged.service").strip()
-
-
-def other_than(pid: str) -> str:
-    """The condition that the daemon is another process, running."""
-    return f"systemctl show --property MainPID --value edged | grep -qvx -e 0 -e {pid}"
-
-
-def reload_with(board: Board, sed: str) -> None:
-    board.run(f"sed -i '{sed}' /etc/edged/edged.toml && systemctl reload edged")
+    wait_until_ready(installed_board)
+    return installed_board
 
 
 # --- it serves ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.essential
 def test_a_question_by_mqtt_is_answered_from_the_documents(board: Board, broker: Mosquitto) -> None:
     board.run("edged docs add /mnt/share/manual.md", timeout_seconds=READY_SECONDS)
     wait_until(board, 'edged status | grep -q "mqtt: *connected"')
     with MqttClient(broker.port, "sensor", "edged/answer/q1") as sensor:
-        sensor.publish("edged/query", {"id": "q1", "query": "What does error E42 of the pump P-7 mean?"})
+        sensor.publish("edged/query", {"id": "q1", "query": QUESTION})
         answer = json.loads(sensor.messages.get(timeout=ANSWER_SECONDS).payload)
     assert "dry" in json.dumps(answer)
 
@@ -279,7 +205,7 @@ def test_a_tampered_bundle_installs_nothing(board: Board, share: Path, tmp_path:
 
 
 def test_an_upgrade_that_cannot_start_leaves_the_old_version_serving_on_its_own_stores(
-    boot: Callable[[Path | None], Board], installed_disk: Path
+    boot: Callable[[Path | None], Board], installed_disk: Path, broken: Path
 ) -> None:
     board = boot(installed_disk)
     wait_until_ready(board)
@@ -287,7 +213,7 @@ def test_an_upgrade_that_cannot_start_leaves_the_old_version_serving_on_its_own_
         "readlink /opt/edged/current; sha256sum /etc/edged/*; sqlite3 /var/lib/edged/events.db 'PRAGMA user_version'"
     )
     before = board.run(state)
-    told = install(board, "--bundle", "/mnt/share/broken")
+    told = install(board, "--bundle", f"/mnt/share/{broken.name}")
     assert told.returncode == 1
     assert "this version cannot start" in told.stderr
     assert "serves again" in told.stderr

@@ -40,6 +40,7 @@ class Systemd:
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemd:
     systemd = Systemd(tmp_path)
     monkeypatch.setenv("PATH", f"{systemd.bin}:{os.environ['PATH']}")
+    monkeypatch.setattr(reserve, "RECORD", tmp_path / "reserved")
     return systemd
 
 
@@ -53,6 +54,15 @@ def test_services_and_logins_are_left_the_other_cores_and_given_all_back(systemd
     assert systemd.asked == orders("0-1,3") + orders("")
 
 
+def test_what_somebody_else_restricted_is_not_given_back(systemd: Systemd) -> None:
+    reserve.free()
+    assert systemd.asked == []
+    reserve.reserve([0])
+    reserve.free()
+    reserve.free()
+    assert systemd.asked == orders("0") + orders("")
+
+
 def test_a_refusal_is_told_in_systemds_words(systemd: Systemd) -> None:
     systemd.refusing.touch()
     with pytest.raises(ConfinementError, match=r"AllowedCPUs of system\.slice: Access denied"):
@@ -61,8 +71,16 @@ def test_a_refusal_is_told_in_systemds_words(systemd: Systemd) -> None:
 
 def test_without_systemd_nothing_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(reserve, "RECORD", tmp_path / "reserved")
     with pytest.raises(ConfinementError, match="cannot be asked"):
         reserve.reserve([0])
+
+
+def test_without_root_nothing_is_reserved(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reserve, "RECORD", Path("/proc/reserved"))  # where nobody can make a file
+    with pytest.raises(ConfinementError, match="only root"):
+        reserve.reserve([0])
+    assert systemd.asked == []
 
 
 def test_cores_are_reserved_when_neither_services_nor_logins_may_use_them(tmp_path: Path) -> None:
