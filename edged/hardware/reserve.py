@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from edged.errors import ConfinementError
-from edged.hardware.cores import format_list, parse_list
+from edged.hardware.cores import format_list, parse_list, read_online
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 OTHERS: Final = ("system.slice", "user.slice")
@@ -33,8 +33,13 @@ def reserve(left: Iterable[int]) -> None:
 
 
 def free() -> None:
-    """Give them all cores again where :func:`reserve` took some. Raises :class:`ConfinementError`."""
+    """Give them all cores again where :func:`reserve` took some. Raises :class:`ConfinementError`.
+
+    All of them by name first: systemd 252 leaves what the kernel was told where a property is merely taken back while
+    some unit has delegated groups.
+    """
     if RECORD.exists():
+        _allow(format_list(read_online()))
         _allow("")
         RECORD.unlink()
 
