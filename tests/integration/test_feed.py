@@ -87,8 +87,11 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     yield made
     await supervisor.stop_all()
     await made.probe.stop()
+    for thread in threading.enumerate():
+        if thread.name.startswith("probe-stand-in"):
+            await asyncio.to_thread(thread.join, 10)  # stopping in haste, nobody waits for its last deed
+            assert not thread.is_alive()
     assert all(each.closed for each in made.stand_ins)
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("probe-stand-in")]
 
 
 async def linked(rig: Rig) -> None:

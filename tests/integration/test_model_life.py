@@ -104,7 +104,8 @@ async def test_unloaded_models_cost_no_memory_and_answer_all_the_same(tmp_path: 
         await add_manual(http)
         for _ in range(3):
             health = await health_when(http, lambda body: body["chat"]["state"] == body["embed"]["state"] == "unloaded")
-            assert (health["status"], health["conditions"], health["model_loaded"]) == ("ok", [], False)
+            assert codes(health) <= {"cores_crowded"}, "what else runs on this machine is not the daemon's to choose"
+            assert not health["model_loaded"]
             assert (health["chat"]["pid"], health["embed"]["pid"]) == (None, None)
             assert psutil.Process().children() == []
             assert await usage(http) == {}

@@ -239,8 +239,11 @@ def kernel_objects(probe: ProbeProcess) -> set[tuple[int, int]]:
     found = set()
     children = Path(f"/proc/{probe.pid}/task/{probe.pid}/children").read_text(encoding="ascii").split()
     for pid in (probe.pid, *children):
-        for file in Path(f"/proc/{pid}/fdinfo").iterdir():
-            words = file.read_text(encoding="ascii").split()
+        for file in Path(f"/proc/{pid}/fdinfo").glob("*"):
+            try:
+                words = file.read_text(encoding="ascii").split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # closed since the folder was read
             found |= {
                 (kind, int(words[words.index(f"{name}:") + 1])) for name, kind in OBJECTS.items() if f"{name}:" in words
             }
