@@ -257,13 +257,19 @@ make_user() {
     [[ "$(board_name)" != jetson ]] || let_gpu_in
 }
 
-# place FILE OWNER:GROUP MODE: what stands on standard input, all or nothing.
+# place FILE OWNER:GROUP MODE: what stands on standard input, all or nothing, whenever the power fails.
 place() {
     local new="$1.new"
     (umask 077 && cat >"$new")
     chown "$2" "$new"
     chmod "$3" "$new"
+    sync "$new"
     mv "$new" "$1"
+}
+
+# Everything written so far is on the disk when this returns.
+reach_disk() {
+    sync --file-system "$prefix" "$config_dir" "$data_dir" "$cache_dir" "$unit_dir" "${command_path%/*}"
 }
 
 # make_secret FILE OWNER:GROUP MODE: 32 random bytes, in hex, once.
@@ -330,6 +336,7 @@ make_version() {
     install -D -m 644 -t "$directory/systemd" "$parts"/systemd/*
     sed -i "s|/opt/edged|$prefix|g" "$directory"/systemd/*
     keep_installer "$directory/installer"
+    reach_disk # before the mark: a power cut must not leave the mark of what it took
     touch "$directory/whole"
 }
 
@@ -386,6 +393,7 @@ serve_version() {
     stop_service
     rm -rf "$kept"
     ! migrates || keep_stores "$kept"
+    reach_disk
     switch_to "$1"
     systemctl enable --quiet edged.service
     if start_service && becomes_ready "$1"; then
@@ -547,6 +555,7 @@ install_service() {
     keep_key
     make_command
     forget_old_versions
+    reach_disk
     end_step
     say_how_to_use
 }

@@ -67,7 +67,10 @@ class _Connected(msgspec.Struct, frozen=True):
 
 
 class _Connection:
-    """One paho client and one TCP connection; its callbacks arrive on paho's thread and leave it at once."""
+    """One paho client and one TCP connection; its callbacks arrive on paho's thread and leave it at once.
+
+    ``session`` gets the name of the broker's session; it is cancelled where the connection ends before.
+    """
 
     def __init__(
         self, settings: Mqtt, version: MQTTProtocolVersion, on_message: Callable[["_Connection", _Message], None]
@@ -77,6 +80,7 @@ class _Connection:
         self._on_message = on_message
         self._answered: asyncio.Future[_Connected] = self._loop.create_future()
         self.ended: asyncio.Future[str] = self._loop.create_future()
+        self.session: asyncio.Future[str] = self._loop.create_future()
         self._unacknowledged: dict[int, asyncio.Future[None]] = {}
         self._settings = settings
         self._client = self._build()
@@ -250,6 +254,7 @@ class _Connection:
     def _end(self, reason: str) -> None:
         if not self.ended.done():
             self.ended.set_result(reason)
+        self.session.cancel()
         if not self._answered.done():
             self._answered.set_exception(_NoAnswerError(f"the broker hung up: {reason}"))
             self._answered.exception()  # nobody may be waiting any more
@@ -283,7 +288,6 @@ class MqttGateway:
         self._connection: _Connection | None = None
         self._is_connected = asyncio.Event()
         self._accepting: set[asyncio.Task[None]] = set()
-        self._session = ""
         self._retained: dict[str, bytes] = {}
         self._log = structlog.get_logger("mqtt")
 
@@ -380,7 +384,9 @@ class MqttGateway:
         return f"{reason} (MQTT {tried}; trying {other})"
 
     async def _begin(self, connection: _Connection, answer: _Connected) -> None:
-        await self._name_session(present=answer.session_present)
+        session = await self._session_name(present=answer.session_present)
+        if not connection.session.done():
+            connection.session.set_result(session)
         self._connection = connection
         await connection.subscribe(self._filters())
         self._health.clear(MQTT_DOWN)
@@ -401,14 +407,14 @@ class MqttGateway:
                 self._log.debug("mqtt_farewell_failed", error=str(error))
         await connection.close()
 
-    async def _name_session(self, *, present: bool) -> None:
+    async def _session_name(self, *, present: bool) -> str:
         """A name for the broker's session: packet ids mean something only within one."""
         known = await self._inbox.remembered(SESSION_KEY)
         if present and known is not None:
-            self._session = known
-            return
-        self._session = uuid.uuid4().hex
-        await self._inbox.remember(SESSION_KEY, self._session)
+            return known
+        name = uuid.uuid4().hex
+        await self._inbox.remember(SESSION_KEY, name)
+        return name
 
     async def _publish_status(self, connection: _Connection) -> None:
         await self._publish_retained(connection, self._settings.status_topic, encode(self._status()))
@@ -438,7 +444,9 @@ class MqttGateway:
                 self._log.warning("event_dropped", topic=message.topic, reason="the inbox is full and QoS is 0")
                 return
             await self._admission.room()
-        incoming, refusal = self._read(message)
+        # What the broker kept comes before the session has its name, by which a later redelivery is recognised.
+        session = await connection.session
+        incoming, refusal = self._read(message, session)
         try:
             if refusal is None:
                 accepted = await self._inbox.accept(incoming)
@@ -454,7 +462,7 @@ class MqttGateway:
         connection.acknowledge(message)
         self._on_accepted(accepted)
 
-    def _read(self, message: _Message) -> tuple[Incoming, RequestError | None]:
+    def _read(self, message: _Message, session: str) -> tuple[Incoming, RequestError | None]:
         """The event in a message; with the error that closes it at once, when there is one."""
         now = time.time()
         limit = self._settings.max_payload_bytes
@@ -486,19 +494,13 @@ class MqttGateway:
             answer_by=None if deadline_ms is None else now + deadline_ms / 1e3,
             expires_at=None if expires_s is None else now + expires_s,
             priority=request.priority if request else rule.priority if rule else "interactive",
-            delivery=self._delivery(message),
+            delivery=_delivery(message, session),
             redelivered=message.dup,
         )
         return incoming, refusal
 
     def _rule(self, topic: str) -> TopicRule | None:
         return None if topic == self._settings.query_topic else rule_for(topic, self._rules)
-
-    def _delivery(self, message: _Message) -> str | None:
-        if message.qos == 0:
-            return None
-        digest = blake2b(message.topic.encode() + b"\0" + message.payload, digest_size=12).hexdigest()
-        return f"{self._session}:{message.mid}:{digest}"
 
     def decide(self, event: Event) -> Question:
         """The question of an accepted event. Raises :class:`RequestError`."""
@@ -526,6 +528,14 @@ def error_message(event_id: str, error: EdgedError) -> bytes:
 def _send_at_once(_client: paho.Client, _data: object, connection: Any) -> None:
     # paho leaves Nagle's algorithm on: an answer then waits up to 40 ms for the broker's kernel to acknowledge.
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _delivery(message: _Message, session: str) -> str | None:
+    """A name for one transmission, by which its redelivery is recognised."""
+    if message.qos == 0:
+        return None
+    digest = blake2b(message.topic.encode() + b"\0" + message.payload, digest_size=12).hexdigest()
+    return f"{session}:{message.mid}:{digest}"
 
 
 def _reply_topic(message: _Message) -> str | None:

@@ -150,6 +150,40 @@ async def test_what_was_published_while_edged_was_away_is_answered_when_it_is_ba
     assert topic == "edged/answer/while-away"
 
 
+async def test_what_waited_at_the_broker_is_known_by_the_session_however_late_that_gets_its_name(
+    tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, remembered, received = Inbox.accept, Inbox.remembered, mqtt.MqttGateway._received
+    arrived = asyncio.Event()
+    sessions: list[str] = []
+
+    async def noting(inbox: Inbox, incoming: Incoming) -> Accepted:
+        sessions.append((incoming.delivery or "").partition(":")[0])
+        return await accept(inbox, incoming)
+
+    async def late(inbox: Inbox, key: str) -> str | None:
+        await arrived.wait()
+        return await remembered(inbox, key)
+
+    def noticing(*arguments: Any) -> None:
+        received(*arguments)
+        arrived.set()
+
+    monkeypatch.setattr(Inbox, "accept", noting)
+    with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+        async with daemon(tmp_path / "home", mosquitto):
+            await status(mosquitto, "ok")
+            await ask(sensor, "edged/query", "Oil of pump P7?")
+        await status(mosquitto, "offline")
+        await asyncio.to_thread(sensor.publish, "edged/query", "Oil of pump P7, again?")
+        monkeypatch.setattr(Inbox, "remembered", late)
+        monkeypatch.setattr(mqtt.MqttGateway, "_received", noticing)
+        async with daemon(tmp_path / "home", mosquitto):
+            await asyncio.to_thread(sensor.next)
+    assert sessions[0]
+    assert sessions == [sessions[0]] * 2
+
+
 async def test_a_broker_that_restarts_finds_edged_again_with_its_subscriptions(
     tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
