@@ -267,7 +267,7 @@ place() {
     mv "$new" "$1"
 }
 
-# Everything written so far is on the disk when this returns.
+# Everything installed is on the disk when this returns.
 reach_disk() {
     sync --file-system "$prefix" "$config_dir" "$data_dir" "$cache_dir" "$unit_dir" "${command_path%/*}"
 }
@@ -336,7 +336,7 @@ make_version() {
     install -D -m 644 -t "$directory/systemd" "$parts"/systemd/*
     sed -i "s|/opt/edged|$prefix|g" "$directory"/systemd/*
     keep_installer "$directory/installer"
-    reach_disk # before the mark: a power cut must not leave the mark of what it took
+    sync --file-system "$prefix" # before the mark: a power cut must not leave the mark of what it took
     touch "$directory/whole"
 }
 

@@ -30,7 +30,7 @@ class StandIn(Sampler):
     def __init__(self) -> None:
         self.threads = {threading.current_thread().name}
         self.watched: Sequence[Watched] = ()
-        self.closed = False
+        self.closed = threading.Event()
 
     def watch(self, processes: Sequence[Watched]) -> None:
         self.threads.add(threading.current_thread().name)
@@ -42,7 +42,7 @@ class StandIn(Sampler):
         return sample(*found, at=now, step=Step.COUNTERS, reason="no counters in the processor")
 
     def close(self) -> None:
-        self.closed = True
+        self.closed.set()
 
 
 class Rig:
@@ -91,7 +91,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         if thread.name.startswith("probe-stand-in"):
             await asyncio.to_thread(thread.join, 10)  # stopping in haste, nobody waits for its last deed
             assert not thread.is_alive()
-    assert all(each.closed for each in made.stand_ins)
+    assert all(each.closed.is_set() for each in made.stand_ins)
 
 
 async def linked(rig: Rig) -> None:
@@ -135,10 +135,12 @@ async def test_when_the_probe_comes_it_measures_and_when_it_dies_this_process_do
     await rig.next(Step.COUNTERS)
     await linked(rig)
     assert (rig.feed.link, rig.told) == (Link.HEARD, {})
+    (first,) = rig.stand_ins
+    assert await asyncio.to_thread(first.closed.wait, 10)
     await rig.probe.stop()
     await rig.next(Step.COUNTERS)
     assert set(rig.told) == {"probe_absent"}
-    assert [each.closed for each in rig.stand_ins] == [True, False]
+    assert [each.closed.is_set() for each in rig.stand_ins] == [True, False]
     await linked(rig)
     assert rig.told == {}
 
