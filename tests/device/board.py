@@ -115,14 +115,21 @@ class Board:
     def boot(self, *, record_writes: Path | None = None, within_seconds: float = BOOT_SECONDS) -> None:
         """Switch it on and return when ssh answers; ``boot_seconds`` gets how long that took.
 
-        ``record_writes`` is a new file that gets every write of this boot, in the format :mod:`tests.device.writes`
-        reads. What the disk held before lies then in :attr:`disk_before_record`, which stays as it is.
-
         Raises:
             BoardError: QEMU ended, or the time was up; with the end of its output and of the console.
         """
-        assert not self.running
         began = time.monotonic()
+        self.switch_on(record_writes=record_writes)
+        self._wait_for_ssh(began + within_seconds)
+        self.boot_seconds.append(time.monotonic() - began)
+
+    def switch_on(self, *, record_writes: Path | None = None) -> None:
+        """Give it power, and wait for nothing.
+
+        ``record_writes`` is a new file that gets every write of this boot, in the format :mod:`tests.device.writes`
+        reads. What the disk held before lies then in :attr:`disk_before_record`, which stays as it is.
+        """
+        assert not self.running
         if record_writes is not None:
             self._freeze_disk()
             record_writes.touch()
@@ -133,8 +140,20 @@ class Board:
                 stdout=output,
                 stderr=output,
             )
-        self._wait_for_ssh(began + within_seconds)
-        self.boot_seconds.append(time.monotonic() - began)
+
+    def expect_running(self, seconds: float = TRY_SECONDS) -> None:
+        """Return after ``seconds``, in which it stayed on.
+
+        Raises:
+            BoardError: QEMU ended; with its output.
+        """
+        assert self._qemu is not None
+        try:
+            status = self._qemu.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return
+        output = (self.folder / "qemu.log").read_text(errors="replace")
+        raise BoardError(f"QEMU exited with {status}:\n{output[-2000:]}\n{self.last_console_lines()}")
 
     def run(self, command: str, *, timeout_seconds: float = 120.0, stdin: str = "") -> str:
         """What a shell command of root's printed.
@@ -258,19 +277,9 @@ class Board:
 
     def _wait_for_ssh(self, deadline: float) -> None:
         while not self._connect():
-            self._expect_running()
+            self.expect_running()
             if time.monotonic() > deadline:
                 raise BoardError(f"ssh did not answer in time; the console ends with\n{self.last_console_lines()}")
-
-    def _expect_running(self) -> None:
-        """Pauses between two tries, by waiting for the one thing that ends them."""
-        assert self._qemu is not None
-        try:
-            status = self._qemu.wait(TRY_SECONDS)
-        except subprocess.TimeoutExpired:
-            return
-        output = (self.folder / "qemu.log").read_text(errors="replace")
-        raise BoardError(f"QEMU exited with {status}:\n{output[-2000:]}\n{self.last_console_lines()}")
 
     def _connect(self) -> bool:
         """One connection that all commands share: a handshake takes seconds on an emulated processor.
@@ -316,6 +325,16 @@ def make_overlay(overlay: Path, base: Path, base_format: Literal["raw", "qcow2"]
 def flatten(disk: Path, target: Path) -> None:
     """A qcow2 file and all below it as one raw, sparse image."""
     subprocess.run(["qemu-img", "convert", "-O", "raw", str(disk), str(target)], check=True)
+
+
+def check_file_system(disk: Path) -> int:
+    """The status of a check of a raw image that replays its journal: 0 sound, 1 mended by that."""
+    return subprocess.run(["/sbin/e2fsck", "-f", "-p", str(disk)], capture_output=True, check=False).returncode
+
+
+def read_file(disk: Path, path: str) -> bytes:
+    """What a raw image's file holds; nothing where there is no such file. For an image whose journal was replayed."""
+    return subprocess.run(["/sbin/debugfs", "-R", f"cat {path}", str(disk)], capture_output=True, check=True).stdout
 
 
 def _machine_arguments(architecture: Architecture) -> list[str]:

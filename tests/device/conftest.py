@@ -152,12 +152,12 @@ def share(board_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed_disk(board_image: Image, share: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The disk of a board on which edged was installed and became ready. Boards boot copies of it."""
+    """The disk of a board whose power was cut once the installer said that edged is ready. Boards boot copies of it."""
     folder = tmp_path_factory.mktemp("installed")
     board = Board(board_image, folder, Hardware(shares={"share": share}))
     try:
         install_from_bundle(board)
-        board.shut_down()
+        board.cut_power()
         flatten(board.disk, folder / "disk.raw")
     finally:
         board.discard()

@@ -1,14 +1,13 @@
 """The emulated board itself: without what is seen here, no other test on it means anything."""
 
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.device.board import HOST, Board, Hardware, flatten
+from tests.device.board import HOST, Board, Hardware, check_file_system, flatten, read_file
 from tests.device.conftest import MakeBoard
 from tests.device.writes import read_record, replay
 
@@ -130,21 +129,8 @@ def test_a_record_of_writes_replays_to_disks_that_boot_with_all_that_was_flushed
     flatten(board.disk_before_record, before)
     for cut, content in ((before_file // 2, ""), (before_file, ""), (after_file, "recorded\n")):
         replay(record, before, after, cut=cut, seed=cut)
-        assert _check_file_system(after) in {0, 1}
-        assert _read_file(after, "/root/recorded") == content
+        assert check_file_system(after) in {0, 1}
+        assert read_file(after, "/root/recorded").decode() == content
     replayed = make_board(disk=after)
     replayed.boot()
     assert replayed.run("cat /root/recorded") == "recorded\n"
-
-
-def _check_file_system(disk: Path) -> int:
-    """The status of a check that replays the journal: 0 sound, 1 mended by that."""
-    return subprocess.run(["/sbin/e2fsck", "-f", "-p", str(disk)], capture_output=True, check=False).returncode
-
-
-def _read_file(disk: Path, path: str) -> str:
-    """The file's text; nothing where there is no such file."""
-    shown = subprocess.run(
-        ["/sbin/debugfs", "-R", f"cat {path}", str(disk)], capture_output=True, text=True, check=True
-    )
-    return shown.stdout
