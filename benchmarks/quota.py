@@ -160,12 +160,9 @@ class Steadiness(msgspec.Struct, frozen=True):
         return self.value is not None and now - self.since >= seconds
 
 
-def reserving(machine: Machine) -> tuple[Wishes, Placement]:
-    """``reserve_cores`` with as many threads as the automatic plan has, or with one core left to others."""
-    wishes = Wishes(reserve_cores=True)
-    if not place(machine, wishes).reserved:
-        wishes = Wishes(reserve_cores=True, chat_threads=len(machine.cores) - 1)
-    return wishes, place(machine, wishes)
+def reserving(machine: Machine) -> Placement:
+    """The automatic plan with ``reserve_cores``."""
+    return place(machine, Wishes(reserve_cores=True))
 
 
 def manual(threads: int, cores: int) -> str:
@@ -187,10 +184,10 @@ def neighbour_contenders(handling: Handling, machine: Machine) -> list[Contender
     both = [Contender(name=AUTOMATIC, limits=limits), Contender(name=THEIRS, limits=limits)]
     if handling != "reserve_cores":
         return both
-    wishes, placement = reserving(machine)
+    placement = reserving(machine)
     held = msgspec.structs.replace(limits, cores=placement.reserved)
     return [
-        Contender(name=RESERVING, threads=wishes.chat_threads, reserve=True, limits=limits),
+        Contender(name=RESERVING, reserve=True, limits=limits),
         Contender(name=THEIRS_BY_HAND, threads=placement.chat.threads, limits=held),
         *both,
     ]
@@ -418,14 +415,13 @@ async def neighbour_part(means: Means) -> Report:
         "neighbour", "server", "threads quiet", "beside it", "tokens/s quiet", "beside it", "to quiet",
         "to edged quiet on all cores",
     )  # fmt: skip
-    wishes, placement = reserving(means.machine)
+    placement = reserving(means.machine)
     return Report(
         part="neighbour",
         table=table(header, list(_neighbour_rows(measured))),
         remarks=(
             _rounds(measured, means),
-            f"reserved: {list(placement.reserved)} of {len(means.machine.cores)} cores"
-            + (f", chat.threads = {wishes.chat_threads}" if wishes.chat_threads else ""),
+            f"reserved: {list(placement.reserved)} of {len(means.machine.cores)} cores",
         ),
         goals=tuple(neighbour_goals(measured)),
         measured=tuple(measured),
@@ -434,7 +430,7 @@ async def neighbour_part(means: Means) -> Report:
 
 async def _beside(handling: Handling, means: Means) -> AsyncIterator[Measured]:
     contenders = _present(neighbour_contenders(handling, means.machine), means)
-    _, placement = reserving(means.machine)
+    placement = reserving(means.machine)
     course = Course(means.seconds)
     async with contextlib.AsyncExitStack() as stack:
         serving = [(each, await stack.enter_async_context(started(each, means))) for each in contenders]

@@ -19,7 +19,7 @@ from enum import Enum, auto
 from edged.types import Priority
 
 HANDICAP_SECONDS: dict[Priority, float] = {"alarm": 0.0, "interactive": 10.0, "batch": 30.0}
-STEP_SECONDS = 0.1
+STEP_SECONDS = 0.09
 BURST_STEP_SECONDS = 0.5
 YOUNG_SECONDS = 1.0
 GRID_TOKENS = 256

@@ -126,6 +126,8 @@ def place(
     quota = _quota(machine, wishes)
     fast, rest = _divide(machine.cores)
     fast, full = _chat(machine, wishes, fast, quota)
+    if wishes.reserve_cores and not wishes.chat_threads:
+        full = max(1, min(full, len(machine.cores) - 1))  # somewhere the others have to be
     if wishes.reserve_cores and len(machine.cores) > full:
         fast = fast[:full]
         rest = [core for core in _fastest_first(machine.cores) if core not in fast]

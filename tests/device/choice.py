@@ -59,9 +59,11 @@ def obstacle(board: Architecture, facts: Facts) -> str | None:
     return None
 
 
-def minutes_needed(board: Architecture, facts: Facts, begun: Iterable[Architecture]) -> float:
-    """For one more test, with all that the first one on a board makes beforehand."""
-    minutes = ONE_TEST[board]
+def minutes_needed(
+    board: Architecture, facts: Facts, begun: Iterable[Architecture], *, preparing: float = 0.0
+) -> float:
+    """For one more test, with all that the first one on a board, and the first of its module, make beforehand."""
+    minutes = ONE_TEST[board] + preparing
     if board not in begun:
         minutes += INSTALLING[board]
         minutes += 0 if board in facts.images else MAKING_IMAGE[board]

@@ -16,7 +16,7 @@ MakeBoard = Callable[..., Board]
 
 
 FACTS = pytest.StashKey[Facts]()
-BEGUN = pytest.StashKey[set[Architecture]]()
+BEGUN = pytest.StashKey[set[tuple[Architecture, Path]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -95,10 +95,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     begun = item.config.stash[BEGUN]
     if until is not None:
         left = (until - time.time()) / 60
-        needed = minutes_needed(board, item.config.stash[FACTS], begun)
+        needed = minutes_needed(
+            board,
+            item.config.stash[FACTS],
+            {board for board, _ in begun},
+            preparing=0.0 if (board, item.path) in begun else _minutes_preparing(item, board),
+        )
         if left < needed:
             pytest.skip(f"{item.name}: it may take {needed:.0f} min, and {max(left, 0):.0f} are left for boards")
-    begun.add(board)
+    begun.add((board, item.path))
+
+
+def _minutes_preparing(item: pytest.Item, board: Architecture) -> float:
+    """What the first test of its module makes for all of them."""
+    marker = item.get_closest_marker("prepares")
+    return 0.0 if marker is None else float(marker.kwargs[board])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -114,10 +125,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def board_image(request: pytest.FixtureRequest) -> Image:
-    """The chosen board's Debian, made when it is not in the cache."""
+    """The chosen board's Debian, made when it is not in the cache. Whoever named no board can do without."""
     try:
         return Image.cached_or_made(request.param)
     except BoardError as error:
+        if request.config.getoption("board") == "auto":
+            pytest.skip(str(error))
         pytest.fail(str(error))
 
 

@@ -36,10 +36,6 @@ class Stores:
         with self._open("events.db") as events:
             return Counter(row[0] for row in events.execute("SELECT reply_topic FROM events"))
 
-    def open_events(self) -> int:
-        with self._open("events.db") as events:
-            return int(events.execute("SELECT count(*) FROM events WHERE outcome IS NULL").fetchone()[0])
-
     def answers(self) -> dict[str, bytes]:
         """The stored answers by answer topic."""
         query = "SELECT reply_topic, body FROM answers JOIN events ON events.id = event_id"

@@ -24,7 +24,7 @@ from tests.device.load import ANSWER_TOPIC, Kind, Ledger, Load, first_word, last
 from tests.device.stores import DATABASES, FILES, HOME, SOUND, Stores
 from tests.device.writes import SUPERBLOCK, read_record, replay
 
-pytestmark = [pytest.mark.timeout(5 * 3600), pytest.mark.broker]
+pytestmark = [pytest.mark.timeout(5 * 3600), pytest.mark.broker, pytest.mark.prepares(amd64=10, arm64=30)]
 
 CUTS = 5
 LONG_CUTS = 25

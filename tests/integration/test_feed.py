@@ -206,4 +206,4 @@ async def test_a_stand_in_that_fails_is_made_again(tmp_path: Path) -> None:
     await rig.next(Step.COUNTERS)
     with contextlib.suppress(asyncio.CancelledError):
         await supervisor.stop_all()
-    assert [each.closed for each in rig.stand_ins] == [True]
+    assert [each.closed.is_set() for each in rig.stand_ins] == [True]

@@ -45,5 +45,6 @@ def test_a_board_is_refused_with_what_the_machine_lacks(change: dict[str, Any], 
 def test_the_first_test_on_a_board_waits_for_all_that_is_made_before_it() -> None:
     assert minutes_needed("amd64", ENOUGH, {"amd64"}) == ONE_TEST["amd64"]
     assert minutes_needed("amd64", ENOUGH, {"arm64"}) == ONE_TEST["amd64"] + INSTALLING["amd64"]
+    assert minutes_needed("amd64", ENOUGH, {"amd64"}, preparing=10.0) == ONE_TEST["amd64"] + 10.0
     bare = ONE_TEST["arm64"] + INSTALLING["arm64"] + MAKING_IMAGE["arm64"] + COMPILING_WHEEL
     assert minutes_needed("arm64", ENOUGH, ()) == bare

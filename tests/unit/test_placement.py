@@ -86,8 +86,11 @@ def test_reserved_cores_are_as_many_as_there_are_threads_and_nobody_elses() -> N
     assert (two.reserved, two.daemon.cores) == ((0,), (1,))
 
 
-def test_where_the_chat_worker_needs_all_cores_none_is_reserved() -> None:
-    assert place(Machine.of(2), Wishes(reserve_cores=True)).reserved == ()
+def test_one_core_is_left_to_others_unless_the_threads_are_given_and_need_all() -> None:
+    two = place(Machine.of(2), Wishes(reserve_cores=True))
+    assert (two.chat.threads, two.reserved, two.daemon.cores) == (1, (0,), (1,))
+    assert place(Machine.of(2), Wishes(reserve_cores=True, chat_threads=2)).reserved == ()
+    assert place(Machine.of(1), Wishes(reserve_cores=True)).reserved == ()
 
 
 def test_beside_a_neighbour_that_keeps_a_core_one_thread_fewer_computes() -> None:

@@ -59,13 +59,6 @@ def test_under_a_quota_each_number_of_threads_is_tried_by_hand_and_as_many_as_co
     assert [each.is_edged for each in contenders] == [True, True, True, True, False]
 
 
-def test_of_too_few_cores_one_is_left_to_others_and_of_many_the_plan_decides() -> None:
-    wishes, placement = quota.reserving(Machine.of(2))
-    assert (wishes.chat_threads, placement.reserved) == (1, (0,))
-    wishes, placement = quota.reserving(Machine.of(4))
-    assert (wishes.chat_threads, placement.reserved) == (0, (0, 1, 2))
-
-
 def test_beside_reserved_cores_llama_server_is_measured_as_it_is_and_held_to_the_same_cores() -> None:
     contenders = {each.name: each for each in quota.neighbour_contenders("reserve_cores", Machine.of(2))}
     assert contenders[RESERVING].reserve
