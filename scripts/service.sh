@@ -290,6 +290,11 @@ make_config() {
     say "made: $file"
 }
 
+# Of many devices of one host name at one broker each has its own, which stays when the host is renamed.
+name_at_broker() {
+    printf 'edged-%s-%s' "$(uname -n)" "$(head -c 6 /etc/machine-id)"
+}
+
 config_text() {
     local chat embed
     printf '# docs/CONFIG.md lists every setting. Check with "edged check", then "systemctl reload edged".\n'
@@ -297,7 +302,7 @@ config_text() {
     if [[ "$broker" == local ]]; then
         printf '\n[mqtt]\nurl = "mqtt://127.0.0.1:1883"\nusername = "edged"\npassword_file = "%s"\n' "$config_dir/mqtt-password"
     elif [[ -n "$broker" ]]; then
-        printf '\n[mqtt]\nurl = "%s"\n' "$broker"
+        printf '\n[mqtt]\nurl = "%s"\nclient_id = "%s"\n' "$broker" "$(name_at_broker)"
     fi
     chat="$model" embed=""
     [[ -z "$unpacked" ]] || { chat="${model:-$(from_bundle chat)}" && embed="$(from_bundle embed)"; }

@@ -37,6 +37,11 @@ from edged.types import Answer, Delta, Question, Restarted
 
 UNSUPPORTED_PROTOCOL_VERSION = 132  # MQTT 5.0, section 3.2.2.2
 CONNECT_TIMEOUT_SECONDS = 10.0
+STEADY_SECONDS = 10.0
+"""A connection that lasted so long counts as a success; one that did not may be the same that a failed one is."""
+SHORT_CONNECTIONS = 3
+"""After so many in a row that did not last, somebody else may have this client's name: a broker then ends the older
+connection (MQTT 5.0, section 3.1.4), and not every one says why."""
 SESSION_KEY = "mqtt_session"
 
 
@@ -339,10 +344,15 @@ class MqttGateway:
 
     async def run(self) -> None:
         """Connect, serve, reconnect with jitter, until cancelled."""
-        failures = 0
+        failures = short = 0
         while True:
-            reason, was_connected = await self._serve_once()
-            failures = 1 if was_connected else failures + 1
+            reason, served_seconds = await self._serve_once()
+            failures = 1 if served_seconds >= STEADY_SECONDS else failures + 1
+            short = short + 1 if 0 < served_seconds < STEADY_SECONDS else 0
+            if short >= SHORT_CONNECTIONS:
+                reason += (
+                    f"; {short} connections ended within seconds: is another client named {self._settings.client_id}?"
+                )
             self._health.set(MQTT_DOWN, f"{self._settings.url}: {reason}")
             pause = pause_seconds(
                 failures,
@@ -353,23 +363,24 @@ class MqttGateway:
             self._log.warning("mqtt_disconnected", reason=reason, retry_seconds=round(pause, 2))
             await asyncio.sleep(pause)
 
-    async def _serve_once(self) -> tuple[str, bool]:
-        """One connection from beginning to end; returns why it ended and whether it ever served."""
+    async def _serve_once(self) -> tuple[str, float]:
+        """One connection from beginning to end; returns why it ended and for how many seconds it served."""
         connection = _Connection(self._settings, self._version, self._received)
         try:
             answer = await connection.open()
             if answer.wrong_version:
-                return self._other_version("the broker does not speak this version"), False
+                return self._other_version("the broker does not speak this version"), 0.0
             if answer.refused is not None:
-                return f"the broker refused the connection: {answer.refused}", False
+                return f"the broker refused the connection: {answer.refused}", 0.0
             await self._begin(connection, answer)
-            return await asyncio.shield(connection.ended), True
+            began = time.monotonic()
+            return await asyncio.shield(connection.ended), time.monotonic() - began
         except _NoAnswerError as error:
-            return self._other_version(str(error)), False
+            return self._other_version(str(error)), 0.0
         except OSError as error:
-            return str(error), False
+            return str(error), 0.0
         except EdgedError as error:  # files of the configuration, or a store that cannot remember the session
-            return error.message, False
+            return error.message, 0.0
         finally:
             self._connection = None
             self._is_connected.clear()

@@ -61,7 +61,9 @@ RESTART_NEEDED = ConditionKind(
     "restart_needed", Severity.DEGRADED, "restart edged when it suits: these settings cannot change while it runs"
 )
 MQTT_DOWN = ConditionKind(
-    "mqtt_disconnected", Severity.DEGRADED, "check that the broker at mqtt.url runs and admits this client"
+    "mqtt_disconnected",
+    Severity.DEGRADED,
+    "check that the broker at mqtt.url runs and admits this client, and that no other has its mqtt.client_id",
 )
 MQTT_REFUSED = ConditionKind(
     "mqtt_publish_refused", Severity.DEGRADED, "let the broker's ACL allow edged to publish to these topics"

@@ -13,6 +13,7 @@ from tests.device.choice import Facts, minutes_needed, obstacle, read_facts
 from tests.device.installed import BROKER_PORT, install_from_bundle, make_share
 
 MakeBoard = Callable[..., Board]
+Boot = Callable[..., Board]
 
 
 FACTS = pytest.StashKey[Facts]()
@@ -187,12 +188,15 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
 
 
 @pytest.fixture(scope="module")
-def boot(make_board: MakeBoard, share: Path, broker: Mosquitto) -> Callable[[Path | None], Board]:
-    """``boot(disk)``: a board that sees the share and the broker, from a disk or (None) from the bare image."""
+def boot(make_board: MakeBoard, share: Path, broker: Mosquitto) -> Boot:
+    """``boot(disk, reaches_broker=True)``: a board that sees the share, from a disk or (None) from the bare image.
 
-    def boot(disk: Path | None) -> Board:
-        hardware = Hardware(serves=(BROKER_PORT,), reaches={BROKER_PORT: broker.port}, shares={"share": share})
-        board = make_board(hardware, disk=disk)
+    Copies of one disk have one name at the broker: only one at a time may reach it.
+    """
+
+    def boot(disk: Path | None, *, reaches_broker: bool = True) -> Board:
+        reaches = {BROKER_PORT: broker.port} if reaches_broker else {}
+        board = make_board(Hardware(serves=(BROKER_PORT,), reaches=reaches, shares={"share": share}), disk=disk)
         board.boot()
         board.mount("share")
         return board
@@ -201,6 +205,6 @@ def boot(make_board: MakeBoard, share: Path, broker: Mosquitto) -> Callable[[Pat
 
 
 @pytest.fixture(scope="module")
-def installed_board(boot: Callable[[Path | None], Board], installed_disk: Path) -> Board:
+def installed_board(boot: Boot, installed_disk: Path) -> Board:
     """A board of this module's own with edged installed."""
     return boot(installed_disk)

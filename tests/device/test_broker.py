@@ -2,15 +2,14 @@
 
 import json
 import queue
-from collections.abc import Callable
 from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from tests.device.board import Board
 from tests.device.bundle import make_bundle
+from tests.device.conftest import Boot
 from tests.device.installed import (
     ANSWER_SECONDS,
     BROKER_PORT,
@@ -28,9 +27,7 @@ CONNACK_SECONDS = 120.0
 ANSWER_TOPIC = "edged/answer/sensor/1"
 
 
-def test_sensors_of_the_network_log_in_at_the_devices_own_broker_and_are_answered(
-    boot: Callable[[Path | None], Board], share: Path
-) -> None:
+def test_sensors_of_the_network_log_in_at_the_devices_own_broker_and_are_answered(boot: Boot, share: Path) -> None:
     board = boot(None)
     bundle = make_bundle(board.image.architecture, share / "with-broker", packages=("mosquitto",))
     told = install(board, "--bundle", f"/mnt/share/{bundle.name}", "--broker", "local")

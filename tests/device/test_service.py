@@ -6,7 +6,6 @@ The board is installed once; the tests boot copies of its disk, whatever their o
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from tests.broker import Mosquitto
 from tests.device.board import Board, Image
 from tests.device.bundle import pack, write_manifest
+from tests.device.conftest import Boot
 from tests.device.installed import (
     ANSWER_SECONDS,
     QUESTION,
@@ -205,9 +205,9 @@ def test_a_tampered_bundle_installs_nothing(board: Board, share: Path, tmp_path:
 
 
 def test_an_upgrade_that_cannot_start_leaves_the_old_version_serving_on_its_own_stores(
-    boot: Callable[[Path | None], Board], installed_disk: Path, broken: Path
+    boot: Boot, installed_disk: Path, broken: Path
 ) -> None:
-    board = boot(installed_disk)
+    board = boot(installed_disk, reaches_broker=False)
     wait_until_ready(board)
     state = (
         "readlink /opt/edged/current; sha256sum /etc/edged/*; sqlite3 /var/lib/edged/events.db 'PRAGMA user_version'"
@@ -223,10 +223,8 @@ def test_an_upgrade_that_cannot_start_leaves_the_old_version_serving_on_its_own_
     board.discard()
 
 
-def test_uninstall_leaves_data_and_purge_leaves_nothing(
-    boot: Callable[[Path | None], Board], installed_disk: Path
-) -> None:
-    board = boot(installed_disk)
+def test_uninstall_leaves_data_and_purge_leaves_nothing(boot: Boot, installed_disk: Path) -> None:
+    board = boot(installed_disk, reaches_broker=False)
     wait_until_ready(board)
     assert install(board, "--uninstall").returncode == 0
     left = "find /etc /opt /usr /var /run -iname '*edged*' -not -path '/var/log/*'"

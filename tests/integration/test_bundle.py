@@ -234,12 +234,13 @@ def test_without_a_network_it_becomes_an_edged_with_its_models(installer: Shell,
         settle_places && mkdir -p "$state"
         check_service
         make_version first
-        config_text
+        broker=mqtt://hub config_text
         EDGED_HOME='{new_home}' EDGED_CACHE="$unpacked" "$prefix/versions/first/bin/edged" models pull
     """
     told = installer(script)
     assert told.returncode == 0, told.stdout + told.stderr
     assert '\n[chat]\nmodel = "smollm2-135m-instruct"\n' in told.stdout
+    assert f'\n[mqtt]\nurl = "mqtt://hub"\nclient_id = "edged-{platform.node()}-' in told.stdout
     assert "[embed]" not in told.stdout, "nobody named an embedder: the default one needs no setting"
     assert len(list((new_home / "models").glob("*.gguf"))) == 2
     version = prefix / "versions/first"

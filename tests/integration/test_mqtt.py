@@ -202,6 +202,13 @@ async def test_a_broker_that_restarts_finds_edged_again_with_its_subscriptions(
     assert body["citations"][0]["document_id"] == "p7"
 
 
+async def test_two_devices_of_one_name_are_told_of_each_other(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    quick = {"mqtt__reconnect_min_seconds": 0.05, "mqtt__reconnect_max_seconds": 0.2}
+    async with daemon(tmp_path / "one", mosquitto, **quick) as http, daemon(tmp_path / "other", mosquitto, **quick):
+        while "is another client named edged?" not in (await http.get("/health")).text:
+            pass
+
+
 async def test_an_event_the_store_did_not_take_is_delivered_again(
     tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
