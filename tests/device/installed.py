@@ -76,7 +76,8 @@ def other_than(pid: str) -> str:
 
 def health(board: Board) -> dict[str, Any]:
     """What ``/health`` says now, whatever its status is."""
-    answer: dict[str, Any] = json.loads(board.run(ASK_HEALTH).partition("\r\n\r\n")[2])
+    _, _, body = board.run(ASK_HEALTH).partition("\n\n")  # as text, whose line ends are told as one character
+    answer: dict[str, Any] = json.loads(body)
     return answer
 
 
