@@ -29,7 +29,7 @@ before = None
 with open('/root/seen', 'w') as seen:
     while True:
         status, body = ask('/health')
-        codes = [held['code'] for held in body.get('conditions', [])]
+        codes = [held['code'] for held in body.get('conditions', []) if held['severity'] != 'info']
         now = {'http': status, 'status': body.get('status'), 'codes': codes, 'model_loaded': body.get('model_loaded'),
                'chat': body.get('chat', {}).get('state'), 'embed': body.get('embed', {}).get('state')}
         if now != before:
