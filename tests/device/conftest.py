@@ -1,5 +1,6 @@
 """Fixtures for tests on an emulated board. They run when a board is chosen: ``just device amd64``."""
 
+import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -115,13 +116,21 @@ def _minutes_preparing(item: pytest.Item, board: Architecture) -> float:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test shows what its boards printed last."""
+    """A failed test shows what its boards printed last, and the service's last lines where one still answers."""
     report = yield
     if report.failed and isinstance(item, pytest.Function):
         for board in (value for value in item.funcargs.values() if isinstance(value, Board)):
             boots = ", ".join(f"{seconds:.0f} s" for seconds in board.boot_seconds)
             report.sections.append((f"{board.console}; boots: {boots}", board.last_console_lines()))
+            report.sections.append(("edged on the board", _last_journal_lines(board)))
     return report
+
+
+def _last_journal_lines(board: Board) -> str:
+    try:
+        return board.attempt("journalctl --unit edged --lines 60 --output short-monotonic", timeout_seconds=30).stdout
+    except subprocess.TimeoutExpired as error:
+        return str(error)
 
 
 @pytest.fixture(scope="session")
