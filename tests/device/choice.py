@@ -21,8 +21,8 @@ CORES = 2
 # Of a machine with two cores that does nothing else, in minutes; the longest of each.
 MAKING_IMAGE = {"amd64": 5.0, "arm64": 20.0}
 COMPILING_WHEEL = 9.0
-INSTALLING = {"amd64": 4.0, "arm64": 10.0}
-ONE_TEST = {"amd64": 5.0, "arm64": 12.0}
+INSTALLING = {"amd64": 4.0, "arm64": 7.0}
+ONE_TEST = {"amd64": 6.5, "arm64": 11.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
