@@ -9,8 +9,8 @@ from edged.types import Citation
 #   facts as one paragraph          39 and 21; 12 right, 3 wrong
 #   one example before the facts    24 and 22; its words leak into answers, and it costs 56 tokens
 #   facts under documents' titles   15 of 50 and 21, where this form has 16 and 22
-# A budget of 100 tokens of sentences instead of 160: 32 and 20 where those have 31 and 24, and the prompt holds the answer
-# to 89 of the 100 instead of 97 (benchmarks/RESULTS.md).
+# A budget of 100 tokens of sentences instead of 160: 32 and 20 where those have 31 and 24, and the prompt holds the
+# answer to 89 of the 100 instead of 97 (benchmarks/RESULTS.md).
 SYSTEM = (
     "Answer the question from the facts given. Use their own words, numbers and units. Answer in one short sentence."
 )
