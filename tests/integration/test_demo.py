@@ -21,7 +21,8 @@ DEMO_SECONDS = 250.0
 def demo(home: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EDGED_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "edged.cli", "demo", *options],
+        # In the background of a shell without job control tests inherit that Ctrl-C is ignored, and hand that on.
+        ["env", "--default-signal=INT", sys.executable, "-m", "edged.cli", "demo", *options],
         env={**environment, "EDGED_HOME": str(home)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
