@@ -101,17 +101,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             board,
             item.config.stash[FACTS],
             {board for board, _ in begun},
-            preparing=0.0 if (board, item.path) in begun else _minutes_preparing(item, board),
+            itself=_minutes(item, "takes", board),
+            preparing=0.0 if (board, item.path) in begun else _minutes(item, "prepares", board) or 0.0,
         )
         if left < needed:
             pytest.skip(f"{item.name}: it may take {needed:.0f} min, and {max(left, 0):.0f} are left for boards")
     begun.add((board, item.path))
 
 
-def _minutes_preparing(item: pytest.Item, board: Architecture) -> float:
-    """What the first test of its module makes for all of them."""
-    marker = item.get_closest_marker("prepares")
-    return 0.0 if marker is None else float(marker.kwargs[board])
+def _minutes(item: pytest.Item, name: str, board: Architecture) -> float | None:
+    """What a marker says of this board."""
+    marker = item.get_closest_marker(name)
+    return None if marker is None else float(marker.kwargs[board])
 
 
 @pytest.hookimpl(wrapper=True)

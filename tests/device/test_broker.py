@@ -27,6 +27,7 @@ CONNACK_SECONDS = 120.0
 ANSWER_TOPIC = "edged/answer/sensor/1"
 
 
+@pytest.mark.takes(amd64=8, arm64=14)
 def test_sensors_of_the_network_log_in_at_the_devices_own_broker_and_are_answered(boot: Boot, share: Path) -> None:
     board = boot(None)
     bundle = make_bundle(board.image.architecture, share / "with-broker", packages=("mosquitto",))

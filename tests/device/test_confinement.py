@@ -187,6 +187,7 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_replaced_and_its_q
     expect_as_planned(board)
 
 
+@pytest.mark.takes(amd64=5, arm64=8)
 def test_a_daemon_killed_while_events_pour_in_loses_none_and_answers_each_once(
     board: Board, documents: None, broker: Mosquitto
 ) -> None:

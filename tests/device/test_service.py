@@ -204,6 +204,7 @@ def test_a_tampered_bundle_installs_nothing(board: Board, share: Path, tmp_path:
     assert board.run("ls /opt/edged/versions; readlink /opt/edged/current") == before
 
 
+@pytest.mark.takes(amd64=8, arm64=14)
 def test_an_upgrade_that_cannot_start_leaves_the_old_version_serving_on_its_own_stores(
     boot: Boot, installed_disk: Path, broken: Path
 ) -> None:

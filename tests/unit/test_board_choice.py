@@ -46,5 +46,6 @@ def test_the_first_test_on_a_board_waits_for_all_that_is_made_before_it() -> Non
     assert minutes_needed("amd64", ENOUGH, {"amd64"}) == ONE_TEST["amd64"]
     assert minutes_needed("amd64", ENOUGH, {"arm64"}) == ONE_TEST["amd64"] + INSTALLING["amd64"]
     assert minutes_needed("amd64", ENOUGH, {"amd64"}, preparing=10.0) == ONE_TEST["amd64"] + 10.0
+    assert minutes_needed("amd64", ENOUGH, {"amd64"}, itself=8.0) == 8.0
     bare = ONE_TEST["arm64"] + INSTALLING["arm64"] + MAKING_IMAGE["arm64"] + COMPILING_WHEEL
     assert minutes_needed("arm64", ENOUGH, ()) == bare
