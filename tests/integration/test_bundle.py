@@ -157,7 +157,7 @@ def test_interrupted_it_leaves_neither_a_file_nor_a_process(
         f"sleep 600 & echo $! > '{tmp_path}/began'\nwait\n"
     )
     options = ("--target", "amd64", "--no-packages", "--source", str(spoiled), "--out", str(folder / "b.tar"))
-    command = [str(EDGED), "bundle", "create", *options]
+    command = ["env", "--default-signal=INT", str(EDGED), "bundle", "create", *options]  # as a terminal starts it
     with subprocess.Popen(command, env=environment(home), stderr=subprocess.DEVNULL) as it:
         sleeper = os.pidfd_open(int((tmp_path / "began").read_text()))
         it.send_signal(number)

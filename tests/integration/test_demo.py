@@ -21,7 +21,7 @@ DEMO_SECONDS = 250.0
 def demo(home: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EDGED_")}
     process = subprocess.Popen(
-        # In the background of a shell without job control tests inherit that Ctrl-C is ignored, and hand that on.
+        # as a terminal starts it: in the background of a shell Ctrl-C is ignored, and children inherit that
         ["env", "--default-signal=INT", sys.executable, "-m", "edged.cli", "demo", *options],
         env={**environment, "EDGED_HOME": str(home)},
         stdin=subprocess.DEVNULL,
