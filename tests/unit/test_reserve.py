@@ -117,10 +117,11 @@ def test_cores_that_are_reserved_already_are_left_so(
     assert systemd.asked == []
 
 
-def test_too_few_cores_are_not_reserved(systemd: Systemd) -> None:
-    two = Machine.of(2)
+@pytest.mark.parametrize(("cores", "threads"), [(1, 0), (2, 2)])
+def test_too_few_cores_are_not_reserved(systemd: Systemd, cores: int, threads: int) -> None:
+    machine = Machine.of(cores)
     with pytest.raises(ConfinementError, match="too few cores"):
-        keeper.reserve_cores(two, place(two, Wishes(reserve_cores=True)))
+        keeper.reserve_cores(machine, place(machine, Wishes(reserve_cores=True, chat_threads=threads)))
     assert systemd.asked == []
 
 
