@@ -219,6 +219,22 @@ def test_bytes_read_from_the_disk_count_with_the_time_each_request_took(
     assert sum(found.io_delay) >= 1
 
 
+@needs_ebpf
+def test_bytes_count_once_beside_a_neighbour_who_fills_the_disks_queue(
+    probe: KernelProbe, subject: Subject, on_disk: Path
+) -> None:
+    subject.do("write", str(on_disk), 8 << 20)
+    probe.watch([subject.pid])
+    neighbour = Subject()
+    try:
+        neighbour.begin("write_around_the_cache", str(on_disk.with_name("other")), 256 << 20)
+        for _ in range(10):
+            subject.do("read_around_the_cache", str(on_disk))
+    finally:
+        neighbour.end()
+    assert counted(probe, subject).read_bytes == about(80 << 20)
+
+
 # --- without our programs --------------------------------------------------------------------------
 
 

@@ -61,6 +61,14 @@ struct change {
     char caller_name[NAME_BYTES];
 };
 
+// A request of a watched process that is with the device, known by its first piece: its address is used again.
+struct issue {
+    u64 since_ns;
+    u64 bio;
+    u32 slot;
+    u32 unused;
+};
+
 struct checked {
     u64 right;
     u64 wrong;
@@ -74,7 +82,7 @@ BPF_PERCPU_ARRAY(runs, u64, 1); // of all programs
 BPF_PERCPU_ARRAY(checked, struct checked, 1);
 BPF_QUEUE(changes, struct change, CHANGES);
 BPF_TABLE("lru_hash", u64, u32, submitted, REQUESTS); // bio → slot
-BPF_TABLE("lru_hash", u64, u64, issued, REQUESTS);    // request → when (ns)
+BPF_TABLE("lru_hash", u64, struct issue, issued, REQUESTS);
 
 #define OFFSET(known, type, field) ((known) ? (known) : offsetof(type, field))
 
