@@ -118,7 +118,7 @@ class ChatEngine:
         if code != 0:
             raise LlamaError(f"llama_decode returned {code}: {last_log()}")
         moment = now()
-        self._scheduler.pace.observe(self._batch.raw.n_tokens, moment - started)
+        self._scheduler.learn(plan, moment - started)
         for work in plan:
             self._scheduler.advance(work, moment)
             self._remember_prefix(work.job)

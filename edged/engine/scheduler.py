@@ -19,12 +19,13 @@ from enum import Enum, auto
 from edged.types import Priority
 
 HANDICAP_SECONDS: dict[Priority, float] = {"alarm": 0.0, "interactive": 10.0, "batch": 30.0}
-STEP_SECONDS = 0.09
+STEP_SECONDS = 0.075
 BURST_STEP_SECONDS = 0.5
 YOUNG_SECONDS = 1.0
 GRID_TOKENS = 256
-SMALLEST_PIECE_TOKENS = 8
-SMOOTHING = 0.2
+SMALLEST_PIECE_TOKENS = 4
+WEIGHT_OF_SLOWER = 0.5
+WEIGHT_OF_FASTER = 0.2
 SLOWEST_TOKENS_PER_SECOND = 30.0
 
 
@@ -96,17 +97,16 @@ class RefusedError(Exception):
 
 
 class Pace:
-    """The observed cost of a token in a step; what was seen last counts a fifth."""
+    """The observed cost of a token in a step: a slower one counts half because streams wait, a faster one a fifth."""
 
     def __init__(self) -> None:
         self.seconds_per_token = 1.0 / SLOWEST_TOKENS_PER_SECOND
         self._known = False
 
     def observe(self, tokens: int, seconds: float) -> None:
-        if tokens < SMALLEST_PIECE_TOKENS or seconds <= 0:
-            return  # a step of few tokens costs by its weights, not by its tokens
-        seen = seconds / tokens
-        self.seconds_per_token += (seen - self.seconds_per_token) * (SMOOTHING if self._known else 1.0)
+        change = seconds / tokens - self.seconds_per_token
+        weight = WEIGHT_OF_SLOWER if change > 0 else WEIGHT_OF_FASTER
+        self.seconds_per_token += change * (weight if self._known else 1.0)
         self._known = True
 
     def tokens_in(self, seconds: float) -> int:
@@ -214,6 +214,13 @@ class Scheduler:
                 work.append(Work(job, tokens, output=job.prefilled + tokens == job.prompt_tokens))
                 room -= tokens
         return work
+
+    def learn(self, plan: list[Work], seconds: float) -> None:
+        """Take into account how long a step took, before it is recorded. One without prompts tells nothing: few tokens
+        cost by the weights of the model, not by their number."""
+        prompts = sum(work.tokens for work in plan if work.job.phase is Phase.PREFILLING)
+        if prompts >= SMALLEST_PIECE_TOKENS and seconds > 0:
+            self.pace.observe(sum(work.tokens for work in plan), seconds)
 
     def advance(self, work: Work, now: float) -> None:
         """Record that ``work`` was computed; a job with output has one more token."""

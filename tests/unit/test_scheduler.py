@@ -126,7 +126,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not left or not taken or by_rank(left[0]) > max(map(by_rank, taken)), "none is overtaken"
         plan = self.scheduler.plan(self.now)
         self._check_plan(plan)
-        self.scheduler.pace.observe(sum(work.tokens for work in plan), seconds)
+        self.scheduler.learn(plan, seconds)
         for work in plan:
             self.scheduler.advance(work, self.now)
             if work.job.produced >= work.job.max_tokens:
@@ -239,11 +239,28 @@ def test_a_prompt_beside_a_stream_comes_in_small_pieces_unless_the_stream_has_on
     compute(machine)
     machine.submit(long)
     machine.pace.observe(100, 0.4)
-    piece = round(STEP_SECONDS * 250) - 1
+    piece = int(STEP_SECONDS * 250) - 1
     assert [(work.job.id, work.tokens) for work in planned(machine)] == [(1, 1), (2, piece)]
     long.prefilled = 400
     for now, tokens in ((0.0, 100), (YOUNG_SECONDS, piece)):
         assert [(work.job.id, work.tokens) for work in planned(machine, now)] == [(1, 1), (2, tokens)]
+
+
+def test_pieces_beside_a_stream_shrink_at_once_when_steps_take_longer_and_grow_slowly() -> None:
+    machine = scheduler(context=5000, batch=256)
+    machine.submit(job(1, prompt=1, longest=100))
+    compute(machine)
+    machine.submit(job(2, prompt=4000))
+    machine.pace.observe(100, 0.4)
+    usual = planned(machine, YOUNG_SECONDS)
+    tokens = sum(work.tokens for work in usual)
+    machine.learn(usual, tokens * 0.008)
+    shrunk = planned(machine, YOUNG_SECONDS)
+    assert sum(work.tokens for work in shrunk) == int(STEP_SECONDS / 0.006)
+    machine.learn(shrunk, sum(work.tokens for work in shrunk) * 0.004)
+    assert sum(work.tokens for work in planned(machine, YOUNG_SECONDS)) == int(STEP_SECONDS / 0.0056)
+    machine.learn([work for work in shrunk if work.job.id == 1], 1.0)
+    assert sum(work.tokens for work in planned(machine, YOUNG_SECONDS)) == int(STEP_SECONDS / 0.0056)
 
 
 def test_times_of_admission_and_first_token_are_those_of_their_steps() -> None:
