@@ -1,8 +1,9 @@
 """Who decodes next: pure bookkeeping of waiting and running jobs; no llama.cpp, no clock.
 
 Every step gives each decoding job its one token, then fills what is left with pieces of prompts. Beside running streams
-those pieces are cut so that a step takes no longer than ``STEP_SECONDS``. While all streams have only just begun it may
-take ``BURST_STEP_SECONDS``, if that finishes all prompts: requests that came together get their first tokens together.
+those pieces are cut so that a step takes no longer than ``STEP_SECONDS``. Prompts that came together are computed in
+their order before any of them goes on, as many in a step as take ``WAVE_SECONDS``: most have their first token sooner so
+than all of them at the end of one long step. No stream waits longer than ``BURST_SECONDS`` for that.
 Alone, pieces end on a fixed grid, so that a prompt is always computed in the same pieces, whatever of it was there.
 
 Jobs go in the order of submission plus the handicap of their class: an alarm overtakes a batch job that came up to
@@ -20,8 +21,8 @@ from edged.types import Priority
 
 HANDICAP_SECONDS: dict[Priority, float] = {"alarm": 0.0, "interactive": 10.0, "batch": 30.0}
 STEP_SECONDS = 0.075
-BURST_STEP_SECONDS = 0.5
-YOUNG_SECONDS = 1.0
+WAVE_SECONDS = 0.2
+BURST_SECONDS = 0.75
 GRID_TOKENS = 256
 SMALLEST_PIECE_TOKENS = 4
 WEIGHT_OF_SLOWER = 0.5
@@ -204,15 +205,17 @@ class Scheduler:
     def plan(self, now: float) -> list[Work]:
         """The next step: shares out its tokens. Empty when nothing has begun."""
         awake = self._awake()
-        work = [Work(job, 1, output=True) for job in awake if job.phase is Phase.DECODING]
-        room = self._batch_tokens - len(work)
-        if work:
-            room = min(room, self._room_beside([stream.job for stream in work], awake, now))
-        for job in awake:
-            if job.phase is Phase.PREFILLING and room > 0:
-                tokens = min(room, self._piece(job))
-                work.append(Work(job, tokens, output=job.prefilled + tokens == job.prompt_tokens))
-                room -= tokens
+        streams = [job for job in awake if job.phase is Phase.DECODING]
+        prompts = [job for job in awake if job.phase is Phase.PREFILLING]
+        if prompts and self._is_burst(streams, prompts, now):
+            return self._wave(prompts)
+        work = [Work(job, 1, output=True) for job in streams]
+        room = max(SMALLEST_PIECE_TOKENS, self.pace.tokens_in(STEP_SECONDS) - len(work))
+        room = min(room, self._batch_tokens - len(work))
+        for job in prompts:
+            if room > 0:
+                work.append(self._prefill(job, room))
+                room -= work[-1].tokens
         return work
 
     def learn(self, plan: list[Work], seconds: float) -> None:
@@ -262,13 +265,27 @@ class Scheduler:
             return running
         return [job for job in running if job.priority != "batch" or job.rank < alarm.rank]
 
-    def _room_beside(self, streams: list[Job], awake: list[Job], now: float) -> int:
-        """How many tokens of prompts a step may hold besides one token of each stream."""
-        prompts = sum(job.prompt_tokens - job.prefilled for job in awake if job.phase is Phase.PREFILLING)
-        burst = self.pace.tokens_in(BURST_STEP_SECONDS) - len(streams)
-        if prompts <= burst and all(now - stream.first_token < YOUNG_SECONDS for stream in streams):
-            return burst
-        return max(SMALLEST_PIECE_TOKENS, self.pace.tokens_in(STEP_SECONDS) - len(streams))
+    def _is_burst(self, streams: list[Job], prompts: list[Job], now: float) -> bool:
+        """Whether all streams have begun so lately that the prompts can be computed first."""
+        if not streams:
+            return True
+        needed = sum(job.prompt_tokens - job.prefilled for job in prompts) * self.pace.seconds_per_token
+        return now - min(stream.first_token for stream in streams) + needed <= BURST_SECONDS
+
+    def _wave(self, prompts: list[Job]) -> list[Work]:
+        """The first prompt, and those after it that fit into ``WAVE_SECONDS`` as a whole."""
+        work = [self._prefill(prompts[0], self._batch_tokens)]
+        room = min(self._batch_tokens, self.pace.tokens_in(WAVE_SECONDS)) - work[0].tokens
+        for job in prompts[1:]:
+            if self._piece(job) > room:
+                break
+            work.append(self._prefill(job, room))
+            room -= work[-1].tokens
+        return work
+
+    def _prefill(self, job: Job, room: int) -> Work:
+        tokens = min(room, self._piece(job))
+        return Work(job, tokens, output=job.prefilled + tokens == job.prompt_tokens)
 
     def _piece(self, job: Job) -> int:
         """The longest next piece of a prompt: never across the end of its prefix, alone never across the grid."""

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edged.engine.scheduler import (
-    BURST_STEP_SECONDS,
+    BURST_SECONDS,
     GRID_TOKENS,
     HANDICAP_SECONDS,
     SMALLEST_PIECE_TOKENS,
     STEP_SECONDS,
-    YOUNG_SECONDS,
+    WAVE_SECONDS,
     Job,
     Phase,
     RefusedError,
@@ -142,15 +142,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         alarms = [each for each in self.jobs.values() if each.priority == "alarm" and each.phase in UNDER_WAY]
         for each in self.jobs.values():
             if each.phase is Phase.DECODING and each not in [work.job for work in streams]:
-                assert each.priority == "batch", "only a batch job pauses"
-                assert alarms, "and only for an alarm"
+                assert self.now - each.first_token < BURST_SECONDS or each.priority == "batch", "who has just begun"
+                assert prompts or alarms, "and only for others"
         assert all(work.tokens == 1 and work.output for work in streams)
+        tokens = sum(work.tokens for work in prompts)
         if streams:
-            tokens = sum(work.tokens for work in prompts)
-            young = all(self.now - work.job.first_token < YOUNG_SECONDS for work in streams)
-            if tokens > max(SMALLEST_PIECE_TOKENS, self.scheduler.pace.tokens_in(STEP_SECONDS) - len(streams)):
-                assert young, "a long step only while all streams have just begun"
-                assert tokens <= self.scheduler.pace.tokens_in(BURST_STEP_SECONDS) - len(streams)
+            assert tokens <= max(SMALLEST_PIECE_TOKENS, self.scheduler.pace.tokens_in(STEP_SECONDS) - len(streams))
+        elif len(prompts) > 1:
+            assert tokens <= self.scheduler.pace.tokens_in(WAVE_SECONDS)
         for work in prompts:
             each = work.job
             end = each.prefilled + work.tokens
@@ -184,6 +183,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.reserved_tokens == 0
         for number in range(min(self.sequences, self.queue)):
             self.scheduler.submit(job(-number - 1, prompt=1, longest=1))
+        self.scheduler.pace.seconds_per_token = 1e-6  # so that one wave holds all
         plan = planned(self.scheduler, self.now)
         expected = min(self.sequences, self.queue, self.context // 2)
         assert len({work.job.sequence for work in plan}) == expected, "all sequences are free again"
@@ -232,7 +232,7 @@ def test_a_small_job_does_not_overtake_a_large_one_that_waits_for_room() -> None
     assert (large.phase, small.phase) == (Phase.PREFILLING, Phase.PREFILLING)
 
 
-def test_a_prompt_beside_a_stream_comes_in_small_pieces_unless_the_stream_has_only_begun_and_one_step_ends_it() -> None:
+def test_a_prompt_beside_a_stream_comes_in_small_pieces_unless_the_stream_has_just_begun_and_it_ends_soon() -> None:
     machine = scheduler(context=1000, batch=256)
     stream, long = job(1, prompt=1, longest=100), job(2, prompt=500)
     machine.submit(stream)
@@ -242,8 +242,21 @@ def test_a_prompt_beside_a_stream_comes_in_small_pieces_unless_the_stream_has_on
     piece = int(STEP_SECONDS * 250) - 1
     assert [(work.job.id, work.tokens) for work in planned(machine)] == [(1, 1), (2, piece)]
     long.prefilled = 400
-    for now, tokens in ((0.0, 100), (YOUNG_SECONDS, piece)):
-        assert [(work.job.id, work.tokens) for work in planned(machine, now)] == [(1, 1), (2, tokens)]
+    assert [(work.job.id, work.tokens) for work in planned(machine)] == [(2, 100)]
+    assert [(work.job.id, work.tokens) for work in planned(machine, BURST_SECONDS)] == [(1, 1), (2, piece)]
+
+
+def test_prompts_that_come_together_are_computed_in_their_order_before_any_of_them_goes_on() -> None:
+    machine = scheduler(sequences=8, context=5000, batch=256)
+    machine.pace.observe(100, 0.5)
+    for number in range(1, 6):
+        machine.submit(job(number, prompt=16, longest=10))
+    waves = []
+    for _ in range(4):
+        waves.append([(work.job.id, work.tokens) for work in planned(machine)])
+        compute(machine)
+    assert waves[:3] == [[(1, 16), (2, 16)], [(3, 16), (4, 16)], [(5, 16)]]
+    assert waves[3] == [(number, 1) for number in range(1, 6)]
 
 
 def test_pieces_beside_a_stream_shrink_at_once_when_steps_take_longer_and_grow_slowly() -> None:
@@ -252,15 +265,15 @@ def test_pieces_beside_a_stream_shrink_at_once_when_steps_take_longer_and_grow_s
     compute(machine)
     machine.submit(job(2, prompt=4000))
     machine.pace.observe(100, 0.4)
-    usual = planned(machine, YOUNG_SECONDS)
+    usual = planned(machine, BURST_SECONDS)
     tokens = sum(work.tokens for work in usual)
     machine.learn(usual, tokens * 0.008)
-    shrunk = planned(machine, YOUNG_SECONDS)
+    shrunk = planned(machine, BURST_SECONDS)
     assert sum(work.tokens for work in shrunk) == int(STEP_SECONDS / 0.006)
     machine.learn(shrunk, sum(work.tokens for work in shrunk) * 0.004)
-    assert sum(work.tokens for work in planned(machine, YOUNG_SECONDS)) == int(STEP_SECONDS / 0.0056)
+    assert sum(work.tokens for work in planned(machine, BURST_SECONDS)) == int(STEP_SECONDS / 0.0056)
     machine.learn([work for work in shrunk if work.job.id == 1], 1.0)
-    assert sum(work.tokens for work in planned(machine, YOUNG_SECONDS)) == int(STEP_SECONDS / 0.0056)
+    assert sum(work.tokens for work in planned(machine, BURST_SECONDS)) == int(STEP_SECONDS / 0.0056)
 
 
 def test_times_of_admission_and_first_token_are_those_of_their_steps() -> None:
@@ -311,6 +324,7 @@ def test_batch_streams_pause_while_an_alarm_is_answered() -> None:
 
 def test_jobs_with_one_prefix_compute_it_once_and_those_with_another_do_not_wait() -> None:
     machine = scheduler(sequences=3, context=1000, batch=256)
+    machine.pace.observe(100, 0.05)
     for number, prefix in ((1, "a"), (2, "a"), (3, "b")):
         machine.submit(Job(number, 50, 10, submitted=0.0, prefix=prefix, prefix_tokens=40))
     assert [(work.job.id, work.tokens) for work in compute(machine)] == [(1, 40), (3, 40)]
