@@ -2,8 +2,9 @@
 
 Every step gives each decoding job its one token, then fills what is left with pieces of prompts. Beside running streams
 those pieces are cut so that a step takes no longer than ``STEP_SECONDS``. Prompts that came together are computed in
-their order before any of them goes on, as many in a step as take ``WAVE_SECONDS``: most have their first token sooner so
-than all of them at the end of one long step. No stream waits longer than ``BURST_SECONDS`` for that.
+their order before any of them goes on, as many in a step as take ``WAVE_SECONDS``: most have their first token sooner
+than at the end of one long step. No stream waits longer than ``BURST_SECONDS`` for that: what is more goes before the
+first of them.
 Alone, pieces end on a fixed grid, so that a prompt is always computed in the same pieces, whatever of it was there.
 
 Jobs go in the order of submission plus the handicap of their class: an alarm overtakes a batch job that came up to
@@ -208,7 +209,7 @@ class Scheduler:
         streams = [job for job in awake if job.phase is Phase.DECODING]
         prompts = [job for job in awake if job.phase is Phase.PREFILLING]
         if prompts and self._is_burst(streams, prompts, now):
-            return self._wave(prompts)
+            return self._wave(prompts, streams)
         work = [Work(job, 1, output=True) for job in streams]
         room = max(SMALLEST_PIECE_TOKENS, self.pace.tokens_in(STEP_SECONDS) - len(work))
         room = min(room, self._batch_tokens - len(work))
@@ -269,13 +270,16 @@ class Scheduler:
         """Whether all streams have begun so lately that the prompts can be computed first."""
         if not streams:
             return True
-        needed = sum(job.prompt_tokens - job.prefilled for job in prompts) * self.pace.seconds_per_token
-        return now - min(stream.first_token for stream in streams) + needed <= BURST_SECONDS
+        waited = now - min(stream.first_token for stream in streams)
+        return waited + _left(prompts) * self.pace.seconds_per_token <= BURST_SECONDS
 
-    def _wave(self, prompts: list[Job]) -> list[Work]:
-        """The first prompt, and those after it that fit into ``WAVE_SECONDS`` as a whole."""
+    def _wave(self, prompts: list[Job], streams: list[Job]) -> list[Work]:
+        """The first prompt, and as a whole those after it that fit into a wave."""
         work = [self._prefill(prompts[0], self._batch_tokens)]
-        room = min(self._batch_tokens, self.pace.tokens_in(WAVE_SECONDS)) - work[0].tokens
+        room = self.pace.tokens_in(WAVE_SECONDS)
+        if not streams:
+            room = max(room, _left(prompts) - self.pace.tokens_in(BURST_SECONDS - WAVE_SECONDS))
+        room = min(room, self._batch_tokens) - work[0].tokens
         for job in prompts[1:]:
             if self._piece(job) > room:
                 break
@@ -299,6 +303,10 @@ def cut(tokens: int, prefix_tokens: int) -> int:
     """The last place, at or before ``tokens``, where a prompt that runs alone is cut into pieces."""
     grid = tokens // GRID_TOKENS * GRID_TOKENS
     return max(grid, prefix_tokens) if prefix_tokens <= tokens else grid
+
+
+def _left(prompts: list[Job]) -> int:
+    return sum(job.prompt_tokens - job.prefilled for job in prompts)
 
 
 def _computes_prefix(job: Job) -> bool:

@@ -148,7 +148,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         tokens = sum(work.tokens for work in prompts)
         if streams:
             assert tokens <= max(SMALLEST_PIECE_TOKENS, self.scheduler.pace.tokens_in(STEP_SECONDS) - len(streams))
-        elif len(prompts) > 1:
+        elif len(prompts) > 1 and any(each.phase is Phase.DECODING for each in self.jobs.values()):
             assert tokens <= self.scheduler.pace.tokens_in(WAVE_SECONDS)
         for work in prompts:
             each = work.job
@@ -257,6 +257,16 @@ def test_prompts_that_come_together_are_computed_in_their_order_before_any_of_th
         compute(machine)
     assert waves[:3] == [[(1, 16), (2, 16)], [(3, 16), (4, 16)], [(5, 16)]]
     assert waves[3] == [(number, 1) for number in range(1, 6)]
+
+
+def test_more_prompts_than_streams_may_wait_for_go_into_the_first_wave() -> None:
+    machine = scheduler(sequences=16, context=5000, batch=512, queue=16)
+    machine.pace.observe(100, 0.5)
+    for number in range(16):
+        machine.submit(job(number, prompt=20, longest=10))
+    waves = [compute(machine) for _ in range(4)]
+    assert sum(work.tokens for work in waves[0]) == 200
+    assert [len(wave) for wave in waves[1:]] == [2, 2, 2]
 
 
 def test_pieces_beside_a_stream_shrink_at_once_when_steps_take_longer_and_grow_slowly() -> None:
