@@ -1,10 +1,12 @@
 """Who decodes next: pure bookkeeping of waiting and running jobs; no llama.cpp, no clock.
 
 Every step gives each decoding job its one token, then fills what is left with pieces of prompts. Beside running streams
-those pieces are cut so that a step takes no longer than ``STEP_SECONDS``. Prompts that came together are computed in
-their order before any of them goes on, as many in a step as take ``WAVE_SECONDS``: most have their first token sooner
-than at the end of one long step. No stream waits longer than ``BURST_SECONDS`` for that: what is more goes before the
-first of them.
+those pieces are cut so that a step takes ``STEP_SECONDS``, or has as many tokens of prompts as of streams.
+
+Prompts that came together are computed in their order before any of them goes on, as many in a step as take
+``WAVE_SECONDS``: most have their first token sooner than at the end of one long step. No stream waits longer than
+``BURST_SECONDS`` for that: what is more goes before the first of them.
+
 Alone, pieces end on a fixed grid, so that a prompt is always computed in the same pieces, whatever of it was there.
 
 Jobs go in the order of submission plus the handicap of their class: an alarm overtakes a batch job that came up to
@@ -211,7 +213,8 @@ class Scheduler:
         if prompts and self._is_burst(streams, prompts, now):
             return self._wave(prompts, streams)
         work = [Work(job, 1, output=True) for job in streams]
-        room = max(SMALLEST_PIECE_TOKENS, self.pace.tokens_in(STEP_SECONDS) - len(work))
+        # Many streams alone can fill a step; prompts get as much of it as they.
+        room = max(SMALLEST_PIECE_TOKENS, len(work), self.pace.tokens_in(STEP_SECONDS) - len(work))
         room = min(room, self._batch_tokens - len(work))
         for job in prompts:
             if room > 0:
@@ -267,19 +270,22 @@ class Scheduler:
         return [job for job in running if job.priority != "batch" or job.rank < alarm.rank]
 
     def _is_burst(self, streams: list[Job], prompts: list[Job], now: float) -> bool:
-        """Whether all streams have begun so lately that the prompts can be computed first."""
+        """Whether the prompts go first: for as long as no stream has gone on, or where they end soon."""
         if not streams:
             return True
         waited = now - min(stream.first_token for stream in streams)
+        if all(stream.produced == 1 for stream in streams):
+            return waited + WAVE_SECONDS <= BURST_SECONDS
         return waited + _left(prompts) * self.pace.seconds_per_token <= BURST_SECONDS
 
     def _wave(self, prompts: list[Job], streams: list[Job]) -> list[Work]:
-        """The first prompt, and as a whole those after it that fit into a wave."""
-        work = [self._prefill(prompts[0], self._batch_tokens)]
-        room = self.pace.tokens_in(WAVE_SECONDS)
+        """A piece of the first prompt, and those after it that fit as a whole."""
+        wave = longest = max(SMALLEST_PIECE_TOKENS, self.pace.tokens_in(WAVE_SECONDS))
         if not streams:
-            room = max(room, _left(prompts) - self.pace.tokens_in(BURST_SECONDS - WAVE_SECONDS))
-        room = min(room, self._batch_tokens) - work[0].tokens
+            wave = max(wave, _left(prompts) - self.pace.tokens_in(BURST_SECONDS - WAVE_SECONDS))
+            longest = self._batch_tokens
+        work = [self._prefill(prompts[0], min(longest, self._batch_tokens))]
+        room = min(wave, self._batch_tokens) - work[0].tokens
         for job in prompts[1:]:
             if self._piece(job) > room:
                 break

@@ -147,9 +147,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(work.tokens == 1 and work.output for work in streams)
         tokens = sum(work.tokens for work in prompts)
         if streams:
-            assert tokens <= max(SMALLEST_PIECE_TOKENS, self.scheduler.pace.tokens_in(STEP_SECONDS) - len(streams))
-        elif len(prompts) > 1 and any(each.phase is Phase.DECODING for each in self.jobs.values()):
-            assert tokens <= self.scheduler.pace.tokens_in(WAVE_SECONDS)
+            beside = self.scheduler.pace.tokens_in(STEP_SECONDS) - len(streams)
+            assert tokens <= max(SMALLEST_PIECE_TOKENS, len(streams), beside)
+        elif any(each.phase is Phase.DECODING for each in self.jobs.values() if each.priority != "batch"):
+            assert tokens <= max(SMALLEST_PIECE_TOKENS, self.scheduler.pace.tokens_in(WAVE_SECONDS))
         for work in prompts:
             each = work.job
             end = each.prefilled + work.tokens
@@ -240,9 +241,10 @@ def test_a_prompt_beside_a_stream_comes_in_small_pieces_unless_the_stream_has_ju
     machine.submit(long)
     machine.pace.observe(100, 0.4)
     piece = int(STEP_SECONDS * 250) - 1
+    stream.produced = 2
     assert [(work.job.id, work.tokens) for work in planned(machine)] == [(1, 1), (2, piece)]
     long.prefilled = 400
-    assert [(work.job.id, work.tokens) for work in planned(machine)] == [(2, 100)]
+    assert [(work.job.id, work.tokens) for work in planned(machine)] == [(2, int(WAVE_SECONDS * 250))]
     assert [(work.job.id, work.tokens) for work in planned(machine, BURST_SECONDS)] == [(1, 1), (2, piece)]
 
 
@@ -261,12 +263,22 @@ def test_prompts_that_come_together_are_computed_in_their_order_before_any_of_th
 
 def test_more_prompts_than_streams_may_wait_for_go_into_the_first_wave() -> None:
     machine = scheduler(sequences=16, context=5000, batch=512, queue=16)
-    machine.pace.observe(100, 0.5)
+    machine.pace.observe(100, 0.4)
     for number in range(16):
         machine.submit(job(number, prompt=20, longest=10))
     waves = [compute(machine) for _ in range(4)]
-    assert sum(work.tokens for work in waves[0]) == 200
-    assert [len(wave) for wave in waves[1:]] == [2, 2, 2]
+    assert [len(wave) for wave in waves] == [9, 2, 2, 2]
+
+
+def test_a_burst_goes_on_until_its_time_is_over_even_if_it_takes_longer_than_thought() -> None:
+    machine = scheduler(sequences=3, context=5000, batch=512)
+    for number, prompt in ((1, 20), (2, 400), (3, 20)):
+        machine.submit(job(number, prompt=prompt, longest=10))
+    machine.pace.observe(100, 0.9)
+    assert [(work.job.id, work.tokens) for work in compute(machine)] == [(1, 20)]
+    for now in (0.0, 0.2, 0.4):
+        assert [(work.job.id, work.tokens) for work in compute(machine, now)] == [(2, 22)]
+    assert [(work.job.id, work.tokens) for work in planned(machine, 0.6)] == [(1, 1), (2, 7)]
 
 
 def test_pieces_beside_a_stream_shrink_at_once_when_steps_take_longer_and_grow_slowly() -> None:
