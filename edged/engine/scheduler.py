@@ -5,7 +5,7 @@ those pieces are cut so that a step takes ``STEP_SECONDS``, or has as many token
 
 Prompts that came together are computed in their order before any of them goes on, as many in a step as take
 ``WAVE_SECONDS``: most have their first token sooner than at the end of one long step. No stream waits longer than
-``BURST_SECONDS`` for that: what is more goes before the first of them.
+``BURST_SECONDS`` for that: what is more goes before the first of them, or beside them all.
 
 Alone, pieces end on a fixed grid, so that a prompt is always computed in the same pieces, whatever of it was there.
 
@@ -24,8 +24,8 @@ from edged.types import Priority
 
 HANDICAP_SECONDS: dict[Priority, float] = {"alarm": 0.0, "interactive": 10.0, "batch": 30.0}
 STEP_SECONDS = 0.075
-WAVE_SECONDS = 0.2
-BURST_SECONDS = 0.75
+WAVE_SECONDS = 0.3
+BURST_SECONDS = 1.5
 GRID_TOKENS = 256
 SMALLEST_PIECE_TOKENS = 4
 WEIGHT_OF_SLOWER = 0.5
@@ -270,13 +270,11 @@ class Scheduler:
         return [job for job in running if job.priority != "batch" or job.rank < alarm.rank]
 
     def _is_burst(self, streams: list[Job], prompts: list[Job], now: float) -> bool:
-        """Whether the prompts go first: for as long as no stream has gone on, or where they end soon."""
-        if not streams:
-            return True
-        waited = now - min(stream.first_token for stream in streams)
-        if all(stream.produced == 1 for stream in streams):
-            return waited + WAVE_SECONDS <= BURST_SECONDS
-        return waited + _left(prompts) * self.pace.seconds_per_token <= BURST_SECONDS
+        """Whether the prompts go first: they end soon, and no stream has gone on yet."""
+        if any(stream.produced > 1 for stream in streams):
+            return False
+        waited = now - min((stream.first_token for stream in streams), default=now)
+        return not streams or waited + _left(prompts) * self.pace.seconds_per_token <= BURST_SECONDS
 
     def _wave(self, prompts: list[Job], streams: list[Job]) -> list[Work]:
         """A piece of the first prompt, and those after it that fit as a whole."""
