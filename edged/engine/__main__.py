@@ -122,7 +122,8 @@ def _ready(model: Model, engine: ChatEngine | EmbedEngine) -> Ready:
 def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing, inspection: Inspection) -> None:
     said_alive = time.monotonic()
     while True:
-        while (request := _next(inbox, engine)) is not Nothing.NOTHING:
+        gathering = not engine.busy
+        while (request := _next(inbox, engine, gathering=gathering)) is not Nothing.NOTHING:
             if request is None:
                 return
             if isinstance(request, Inspect):
@@ -138,10 +139,12 @@ def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing, i
         outgoing.flush()
 
 
-def _next(inbox: Inbox, engine: ChatEngine | EmbedEngine) -> Request | Nothing | None:
-    """The next request, waited for where there is nothing to compute."""
+def _next(inbox: Inbox, engine: ChatEngine | EmbedEngine, *, gathering: bool) -> Request | Nothing | None:
+    """The next request: waited for without end where there is nothing to compute, a moment where there was nothing."""
     try:
-        return inbox.get_nowait() if engine.busy else inbox.get()
+        if not engine.busy:
+            return inbox.get()
+        return inbox.get(timeout=engine.gather_seconds) if gathering else inbox.get_nowait()
     except queue.Empty:
         return Nothing.NOTHING
 

@@ -35,6 +35,8 @@ from edged.workers.protocol import (
 )
 
 CLOSING_TOKENS = 48
+GATHER_SECONDS = 0.004
+"""How long a first request waits for others that were sent with it: computed together they all cost less."""
 
 
 @dataclass(slots=True)
@@ -57,6 +59,8 @@ class _Generation:
 
 class ChatEngine:
     """Owns one llama context. ``send`` is called with every reply, in order, on the caller's thread."""
+
+    gather_seconds = GATHER_SECONDS
 
     def __init__(self, model: Model, settings: WorkerSettings, send: Callable[[Reply], None]) -> None:
         self._model = model

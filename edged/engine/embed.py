@@ -31,6 +31,8 @@ class _Texts:
 class EmbedEngine:
     """Owns one llama context with pooling. The shortest request goes first: a question never waits for a book."""
 
+    gather_seconds = 0.0
+
     def __init__(self, model: Model, settings: WorkerSettings, send: Callable[[Reply], None]) -> None:
         self._model = model
         self._send = send
