@@ -65,12 +65,15 @@ class Deeds:
         os.sched_setaffinity(0, {core})
         spend(seconds)
 
-    def compute_in_threads(self, count: int, seconds: float) -> None:
+    def compute_in_threads(self, count: int, seconds: float) -> float:
+        """What that took in all: to begin and end a thread costs too, on an emulated board not little."""
+        before = time.process_time()
         threads = [threading.Thread(target=spend, args=(seconds,)) for _ in range(count)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        return time.process_time() - before
 
     def sleep(self, seconds: float) -> None:
         select.select([], [], [], seconds)

@@ -1,6 +1,9 @@
 """``edged-probe.service``: a user with two capabilities measures by eBPF what the daemon's workers use."""
 
+import shutil
 from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +12,11 @@ from tests.device.installed import conditions, health, wait_until, wait_until_re
 
 pytestmark = pytest.mark.timeout(5400)
 
+ROOT = Path(__file__).parent.parent.parent
+ATTRIBUTION = "tests/integration/test_probe_attribution.py"
+ATTRIBUTION_PARTS = ("tests/__init__.py", "tests/probe_subject.py", "tests/integration/__init__.py", ATTRIBUTION)
+RUNNER = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
+"""pytest and what it needs: Python alone, so that it runs on any board."""
 SEEN = 'edged status --json | grep -Eq \'"step": *"{step}"\''
 
 
@@ -44,3 +52,33 @@ def test_it_is_confined_to_two_capabilities(board: Board) -> None:
     both = 1 << 38 | 1 << 39  # CAP_PERFMON and CAP_BPF
     assert int(sets["CapEff"], 16) == int(sets["CapBnd"], 16) == both
     assert board.run(f"stat -c %U /proc/{pid}").strip() == "edged-probe"
+
+
+@pytest.fixture
+def attribution(tmp_path: Path) -> Path:
+    """A folder with the tests of what the probe says of known processes, and with what runs them."""
+    folder = tmp_path / "attribution"
+    for part in ATTRIBUTION_PARTS:
+        (folder / part).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / part, folder / part)
+    for file in (file for name in RUNNER for file in distribution(name).files or ()):
+        if ".." not in file.parts and file.suffix != ".pyc":
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file.locate(), folder / file)
+    return folder
+
+
+@pytest.mark.takes(amd64=5, arm64=10)
+def test_what_a_known_process_does_is_measured_within_five_percent(installed_board: Board, attribution: Path) -> None:
+    wait_until_ready(installed_board)
+    installed_board.run("systemctl stop edged")
+    installed_board.push(attribution, "/var/tmp/attribution")
+    command = (
+        "cd /var/tmp/attribution && PYTHONPATH=. /opt/edged/current/bin/python -m pytest -c /dev/null --noconftest"
+        f" -p no:cacheprovider --basetemp=/var/tmp/files -rs --tb=short {ATTRIBUTION}"
+    )
+    try:
+        said = installed_board.run(command, timeout_seconds=1200)
+    finally:
+        installed_board.run("rm -r /var/tmp/attribution; systemctl start edged")
+    assert "skipped" not in said.splitlines()[-1], said

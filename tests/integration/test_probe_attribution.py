@@ -86,8 +86,9 @@ def test_cpu_time_counts_for_the_core_on_which_it_was_used(probe: KernelProbe, s
 @needs_ebpf
 def test_threads_that_begin_and_end_later_count_for_their_process(probe: KernelProbe, subject: Subject) -> None:
     probe.watch([subject.pid])
-    subject.do("compute_in_threads", 8, 0.1)
-    assert sum(counted(probe, subject).cpu_seconds.values()) == about(0.8)
+    spent = subject.do("compute_in_threads", 8, 0.1)
+    assert spent >= 0.8
+    assert sum(counted(probe, subject).cpu_seconds.values()) == about(spent)
 
 
 @needs_ebpf
