@@ -271,10 +271,11 @@ class Scheduler:
 
     def _is_burst(self, streams: list[Job], prompts: list[Job], now: float) -> bool:
         """Whether the prompts go first: they end soon, and no stream has gone on yet."""
-        if any(stream.produced > 1 for stream in streams):
-            return False
-        waited = now - min((stream.first_token for stream in streams), default=now)
-        return not streams or waited + _left(prompts) * self.pace.seconds_per_token <= BURST_SECONDS
+        if not streams:
+            return True
+        waited = now - min(stream.first_token for stream in streams)
+        needed = _left(prompts) * self.pace.seconds_per_token
+        return all(stream.produced == 1 for stream in streams) and waited + needed <= BURST_SECONDS
 
     def _wave(self, prompts: list[Job], streams: list[Job]) -> list[Work]:
         """A piece of the first prompt, and those after it that fit as a whole."""
