@@ -4,8 +4,8 @@ Every step gives each decoding job its one token, then fills what is left with p
 those pieces are cut so that a step takes ``STEP_SECONDS``, or has as many tokens of prompts as of streams.
 
 Prompts that came together are computed in their order before any of them goes on, as many in a step as take
-``WAVE_SECONDS``: most have their first token sooner than at the end of one long step. No stream waits longer than
-``BURST_SECONDS`` for that: what is more goes before the first of them, or beside them all.
+``WAVE_SECONDS``: most have their first token sooner than at the end of one long step. By the observed pace no stream
+waits longer than ``BURST_SECONDS`` for that: what is more goes before the first of them, or beside them all.
 
 Alone, pieces end on a fixed grid, so that a prompt is always computed in the same pieces, whatever of it was there.
 

@@ -22,7 +22,7 @@ from edged.workers.worker import Worker
 pytestmark = [pytest.mark.models, pytest.mark.timeout(600)]
 
 WARM_UP = 1500
-"""Until then buffers reach their full size and the allocator's heaps theirs: seen to end between 1,250 and 1,550."""
+"""Until then buffers reach their full size and the allocator's heaps theirs: seen to end between 1,250 and 1,650."""
 REQUESTS = 2000
 ROUND = 50
 WINDOW = 10

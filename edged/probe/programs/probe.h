@@ -82,7 +82,7 @@ BPF_PERCPU_ARRAY(runs, u64, 1); // of all programs
 BPF_PERCPU_ARRAY(checked, struct checked, 1);
 BPF_QUEUE(changes, struct change, CHANGES);
 BPF_TABLE("lru_hash", u64, u32, submitted, REQUESTS); // bio → slot
-BPF_TABLE("lru_hash", u64, struct issue, issued, REQUESTS);
+BPF_TABLE("lru_hash", u64, struct issue, issued, REQUESTS); // request → since when, and whose
 
 #define OFFSET(known, type, field) ((known) ? (known) : offsetof(type, field))
 
