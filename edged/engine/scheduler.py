@@ -5,7 +5,8 @@ those pieces are cut so that a step takes ``STEP_SECONDS``, or has as many token
 
 Prompts that came together are computed in their order before any of them goes on, as many in a step as take
 ``WAVE_SECONDS``: most have their first token sooner than at the end of one long step. By the observed pace no stream
-waits longer than ``BURST_SECONDS`` for that: what is more goes before the first of them, or beside them all.
+waits longer than ``BURST_SECONDS`` for that: what is more goes before the first of them, or beside them all. Alarms
+go alone, and one that has its first token waits for other alarms only.
 
 Alone, pieces end on a fixed grid, so that a prompt is always computed in the same pieces, whatever of it was there.
 
@@ -210,8 +211,9 @@ class Scheduler:
         awake = self._awake()
         streams = [job for job in awake if job.phase is Phase.DECODING]
         prompts = [job for job in awake if job.phase is Phase.PREFILLING]
-        if prompts and self._is_burst(streams, prompts, now):
-            return self._wave(prompts, streams)
+        first = _alarms(prompts) or prompts
+        if first and self._is_burst(streams, first, now):
+            return self._wave(first, streams)
         work = [Work(job, 1, output=True) for job in streams]
         # Many streams alone can fill a step; prompts get as much of it as they.
         room = max(SMALLEST_PIECE_TOKENS, len(work), self.pace.tokens_in(STEP_SECONDS) - len(work))
@@ -270,9 +272,11 @@ class Scheduler:
         return [job for job in running if job.priority != "batch" or job.rank < alarm.rank]
 
     def _is_burst(self, streams: list[Job], prompts: list[Job], now: float) -> bool:
-        """Whether the prompts go first: they end soon, and no stream has gone on yet."""
+        """Whether the prompts go first: they end soon, and no stream has gone on yet. Alarms wait for alarms alone."""
         if not streams:
             return True
+        if _alarms(streams) and not _alarms(prompts):
+            return False
         waited = now - min(stream.first_token for stream in streams)
         needed = _left(prompts) * self.pace.seconds_per_token
         return all(stream.produced == 1 for stream in streams) and waited + needed <= BURST_SECONDS
@@ -312,6 +316,10 @@ def cut(tokens: int, prefix_tokens: int) -> int:
 
 def _left(prompts: list[Job]) -> int:
     return sum(job.prompt_tokens - job.prefilled for job in prompts)
+
+
+def _alarms(jobs: list[Job]) -> list[Job]:
+    return [job for job in jobs if job.priority == "alarm"]
 
 
 def _computes_prefix(job: Job) -> bool:

@@ -26,8 +26,14 @@ def scheduler(*, sequences: int = 2, context: int = 100, batch: int = 16, queue:
     return Scheduler(sequences=sequences, context_tokens=context, batch_tokens=batch, queue_limit=queue)
 
 
-def job(number: int, prompt: int = 10, longest: int = 10, deadline: float | None = None) -> Job:
-    return Job(number, prompt, longest, submitted=0.0, deadline=deadline)
+def job(
+    number: int,
+    prompt: int = 10,
+    longest: int = 10,
+    deadline: float | None = None,
+    priority: Priority = "interactive",
+) -> Job:
+    return Job(number, prompt, longest, submitted=0.0, deadline=deadline, priority=priority)
 
 
 def planned(machine: Scheduler, now: float = 0.0) -> list[Work]:
@@ -257,6 +263,15 @@ def test_prompts_that_come_together_are_computed_in_their_order_before_any_of_th
     waves = [[(work.job.id, work.tokens) for work in compute(machine)] for _ in range(4)]
     assert waves[:3] == [[(1, 16), (2, 16)], [(3, 16), (4, 16)], [(5, 16)]]
     assert waves[3] == [(number, 1) for number in range(1, 6)]
+
+
+def test_alarms_wait_for_alarms_that_came_with_them_and_for_nothing_else() -> None:
+    machine = scheduler(sequences=4, context=5000, batch=256)
+    machine.pace.observe(100, 0.7)
+    priorities: tuple[Priority, ...] = ("interactive", "alarm", "alarm", "interactive")
+    for number, priority in enumerate(priorities, start=1):
+        machine.submit(job(number, prompt=30, longest=10, priority=priority))
+    assert [[work.job.id for work in compute(machine)] for _ in range(3)] == [[2], [3], [2, 3, 1]]
 
 
 def test_more_prompts_than_streams_may_wait_for_go_into_the_first_wave() -> None:
