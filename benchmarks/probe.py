@@ -1,6 +1,7 @@
 """What measuring costs the chat worker, and what it shows that a CPU percentage does not.
 
-cost       decode tokens per second of a real worker with and without the probe, in turn; what the probe itself takes
+cost       decode tokens per second of a real worker with and without the probe, in turn; what the probe itself takes.
+           The median time from token to token tells less than the whole, and repeats better: stalls do not move it
 neighbour  a worker asked at a steady pace, alone on its core and then beside a busy process, second by second: the
            run-queue delay that the probe counts, the CPU percentage that psutil computes
 
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import datetime
+import itertools
 import os
 import platform
 import statistics
@@ -50,12 +52,19 @@ PROMPT: Final = "A long list of the parts of a pump, each with its purpose:\n1."
 WITH, WITHOUT = "with the probe", "without"
 
 
+class Speed(msgspec.Struct, frozen=True):
+    """Of all streams together, prompts left out; and the median time from one token of a stream to its next."""
+
+    tokens_per_second: float
+    token_ms: float
+
+
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """So many streams at once; the probe's own figures are of the seconds in between, 0 without it."""
 
     streams: int
     method: str
-    tokens_per_second: float
+    speed: Speed
     samples: int = 0
     probe_core_share: float = 0.0
     kernel_core_share: float = 0.0
@@ -110,17 +119,23 @@ def watched_client(probe: ProbeProcess, worker: Worker) -> ProbeClient:
     return client
 
 
-async def decode(worker: Worker, streams: int, tokens: int = TOKENS) -> float:
-    """Tokens per second of all streams together, prompts left out."""
+async def decode(worker: Worker, streams: int, tokens: int = TOKENS) -> Speed:
     ended = await asyncio.gather(*(_one(worker, tokens) for _ in range(streams)))
-    return sum((each.completion_tokens - 1) / (each.generate_ms / 1e3) for each in ended)
+    return Speed(
+        sum((last.completion_tokens - 1) / (last.generate_ms / 1e3) for last, _ in ended),
+        statistics.median(gap for _, gaps in ended for gap in gaps),
+    )
 
 
-async def _one(worker: Worker, tokens: int) -> Finished:
+async def _one(worker: Worker, tokens: int) -> tuple[Finished, list[float]]:
+    """How it ended, and the milliseconds between the pieces of its text."""
+    loop = asyncio.get_running_loop()
+    heard: list[float] = []
     async with contextlib.aclosing(worker.generate([Segment(PROMPT)], max_tokens=tokens)) as items:
         async for item in items:
             if isinstance(item, Finished):
-                return item
+                return item, [(later - sooner) * 1e3 for sooner, later in itertools.pairwise(heard)]
+            heard.append(loop.time())
     raise RuntimeError("a stream ended early")
 
 
@@ -135,19 +150,22 @@ async def measure_cost(worker: Worker, probe: ProbeProcess, rounds: int) -> list
             order = (WITH, WITHOUT) if number % 2 else (WITHOUT, WITH)
             for method in order:
                 found.append(await _round(worker, probe, streams, method))
-                print(f"round {number + 1}, {streams} streams, {method}: {found[-1].tokens_per_second:.1f}", flush=True)
+                print(
+                    f"round {number + 1}, {streams} streams, {method}: {found[-1].speed.tokens_per_second:.1f}",
+                    flush=True,
+                )
     return found
 
 
 async def _round(worker: Worker, probe: ProbeProcess, streams: int, method: str) -> Round:
     if method == WITHOUT:
-        return Round(streams=streams, method=method, tokens_per_second=await decode(worker, streams))
+        return Round(streams=streams, method=method, speed=await decode(worker, streams))
     client = await asyncio.to_thread(watched_client, probe, worker)
     before = _cpu_seconds(probe.pid)
     speed = await decode(worker, streams)
     first = await asyncio.to_thread(client.sample)
     samples = [first]
-    seconds = streams * TOKENS / speed
+    seconds = streams * TOKENS / speed.tokens_per_second
     while sum(each.seconds for each in samples) < seconds:
         samples.append(await asyncio.to_thread(client.sample))
     client.close()
@@ -155,7 +173,7 @@ async def _round(worker: Worker, probe: ProbeProcess, streams: int, method: str)
     return Round(
         streams=streams,
         method=method,
-        tokens_per_second=speed,
+        speed=speed,
         samples=len(samples),
         probe_core_share=(_cpu_seconds(probe.pid) - before) / passed,
         kernel_core_share=sum(each.cost.kernel_seconds or 0.0 for each in samples) / passed,
@@ -170,15 +188,17 @@ def _cpu_seconds(pid: int) -> float:
 def cost_report(rounds: Sequence[Round], resident_bytes: int) -> Iterator[str]:
     rows = []
     for streams in STREAMS:
-        pairs = list(zip(_speeds(rounds, streams, WITH), _speeds(rounds, streams, WITHOUT), strict=True))
-        ratio = statistics.median(measured / plain for measured, plain in pairs)
+        plain, measured = (_speeds(rounds, streams, method) for method in (WITHOUT, WITH))
         own = [each for each in rounds if each.streams == streams and each.method == WITH]
+        ratio = _relation([each.tokens_per_second for each in measured], [each.tokens_per_second for each in plain])
+        token_ratio = _relation([each.token_ms for each in plain], [each.token_ms for each in measured])
         rows.append(
             (
                 streams,
-                f"{statistics.median(plain for _, plain in pairs):.1f}",
-                f"{statistics.median(measured for measured, _ in pairs):.1f}",
+                f"{statistics.median(each.tokens_per_second for each in plain):.1f}",
+                f"{statistics.median(each.tokens_per_second for each in measured):.1f}",
                 f"{ratio:.3f}",
+                f"{token_ratio:.3f}",
                 f"{100 * statistics.median(each.probe_core_share for each in own):.2f} %",
                 f"{100 * statistics.median(each.kernel_core_share for each in own):.2f} %",
             )
@@ -190,12 +210,20 @@ def cost_report(rounds: Sequence[Round], resident_bytes: int) -> Iterator[str]:
         statistics.median(shares) <= MOST_CORE_SHARE,
         f"{100 * statistics.median(shares):.2f} %, {resident_bytes / 2**20:.0f} MiB resident",
     )
-    header = ("streams", "tokens/s without", "with the probe", "ratio", "probe's process", "its programs")
+    header = (
+        "streams", "tokens/s without", "with the probe", "ratio", "by the median token", "probe's process",
+        "its programs",
+    )  # fmt: skip
     yield "\n" + table(header, rows)
 
 
-def _speeds(rounds: Sequence[Round], streams: int, method: str) -> list[float]:
-    return [each.tokens_per_second for each in rounds if (each.streams, each.method) == (streams, method)]
+def _relation(upper: Sequence[float], lower: Sequence[float]) -> float:
+    """The median of the ratios within the rounds."""
+    return statistics.median(above / below for above, below in zip(upper, lower, strict=True))
+
+
+def _speeds(rounds: Sequence[Round], streams: int, method: str) -> list[Speed]:
+    return [each.speed for each in rounds if (each.streams, each.method) == (streams, method)]
 
 
 def _goal(text: str, holds: bool, found: str) -> str:
