@@ -98,6 +98,7 @@ show_demo() {
     EDGED_HOME="$prefix" exec "$venv/bin/edged" demo "${options[@]}" 9>&-
 }
 
+# With --demo it is said before: the demo takes this script's place, so that Ctrl-C reaches the demo alone.
 say_how_to_start() {
     local environment="" command="$venv/bin/edged" for_demo="" for_serve=""
     if [[ "$prefix" != "$default_prefix" ]]; then
@@ -109,20 +110,26 @@ say_how_to_start() {
         for_demo=" --broker $(printf '%q' "$broker")"
         for_serve="EDGED_MQTT__URL=$(printf '%q' "$broker") "
     fi
-    printf '\nedged is installed. See it at work, then start it:\n\n'
-    printf '  %s%q demo%s\n' "$environment" "$command" "$for_demo"
+    if [[ "$demo" == yes ]]; then
+        printf '\nedged is installed. After the demo, which follows, start it:\n\n'
+    else
+        printf '\nedged is installed. See it at work, then start it:\n\n'
+        printf '  %s%q demo%s\n' "$environment" "$command" "$for_demo"
+    fi
     printf '  %s%s%q serve\n' "$environment" "$for_serve" "$command"
+    [[ -n "$broker" ]] || printf '\nIt looks for an MQTT broker, such as mosquitto, at mqtt://127.0.0.1:1883.\n'
 }
 
-# Makes `edged` a command where ~/.local/bin is on PATH; somebody else's file of that name is left alone.
+# Makes `edged` a command in ~/.local/bin, unless somebody else's file is there. Fails where this shell does not find it:
+# many systems have that directory on PATH only from the login on at which it exists.
 link_command() {
     local directory="$HOME/.local/bin" target="$venv/bin/edged"
-    [[ ":$PATH:" == *":$directory:"* ]] || return
     if [[ -e "$directory/edged" || -L "$directory/edged" ]]; then
-        [[ "$(readlink "$directory/edged")" == "$target" ]]
-        return
+        [[ "$(readlink "$directory/edged")" == "$target" ]] || return
+    else
+        mkdir -p "$directory" && ln -s "$target" "$directory/edged" || return
     fi
-    mkdir -p "$directory" && ln -s "$target" "$directory/edged"
+    [[ ":$PATH:" == *":$directory:"* ]]
 }
 
 what_is_left() {
@@ -153,6 +160,6 @@ install_for_user() {
     step "Models"
     pull_models
     end_step
-    if [[ "$demo" == yes ]]; then show_demo; fi
     say_how_to_start
+    [[ "$demo" == no ]] || show_demo
 }

@@ -1,5 +1,6 @@
 """The installer's parts without a machine to install on: boards told apart, build flags, options."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -124,3 +125,55 @@ def test_options_that_cannot_be_are_refused_before_anything_is_done(
     assert done.returncode == status
     assert complaint in done.stderr
     assert done.stdout == ""
+
+
+# --- for the user who runs it ------------------------------------------------------------------------
+
+
+class Login:
+    """A user whose home is a directory, where everything of edged is installed but the program is an echo."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.link = home / ".local/bin/edged"
+        self.program = home / ".local/share/edged/venv/bin/edged"
+        self.program.parent.mkdir(parents=True)
+        self.program.write_text('#!/bin/sh\necho "ran: edged $*"\n')
+        self.program.chmod(0o755)
+
+    def install(self, *options: str, path: str = "") -> list[str]:
+        """What the installer prints with these options, line by line."""
+        script = (
+            "source ./install-edge.sh; source scripts/user.sh;"
+            " check_all() { :; }; prepare_prefix() { :; }; is_current() { :; }; make_api_key() { :; };"
+            ' pull_models() { :; }; parse_options "$@"; install_for_user'
+        )
+        environment = {"HOME": str(self.home), "PATH": f"{path}:{os.environ['PATH']}"}
+        command = ["bash", "-c", script, "bash", *options]
+        done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return [line.strip() for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def login(tmp_path: Path) -> Login:
+    return Login(tmp_path)
+
+
+def test_with_the_demo_edged_is_a_command_too_and_it_is_said_how_to_start_it(login: Login) -> None:
+    said = login.install("--demo", path=str(login.link.parent))
+    assert said.index("edged serve") < said.index("ran: edged demo")
+    assert login.link.resolve() == login.program
+
+
+def test_where_its_directory_is_not_on_path_yet_the_command_is_linked_and_told_in_full(login: Login) -> None:
+    said = login.install()
+    assert {f"{login.program} demo", f"{login.program} serve"} <= {*said}
+    assert login.link.resolve() == login.program
+
+
+def test_somebody_elses_command_of_that_name_is_left_alone(login: Login) -> None:
+    login.link.parent.mkdir(parents=True)
+    login.link.write_text("mine")
+    assert f"{login.program} serve" in login.install(path=str(login.link.parent))
+    assert login.link.read_text() == "mine"
