@@ -483,11 +483,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration {path}: {error.strerror}",
-            hint="give another file with --config",
-            file=path,
-        ) from error
+        hint = "give another file with --config"
+        if isinstance(error, PermissionError):
+            hint = 'use sudo; or join the service\'s group, edged, and log in again: sudo usermod -aG edged "$USER"'
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}", hint=hint, file=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} is no valid TOML: {error}", hint="mend the line named; strings need quotes", file=path

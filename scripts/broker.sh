@@ -4,9 +4,9 @@
 # One file in conf.d and two beside it, all removed by --uninstall --purge. What is in the broker's care while edged is
 # away survives a power cut but for the last seconds: docs/OPERATIONS.md.
 
-: "${config_dir:?} ${service_user:?}" # service.sh sets them
+: "${config_dir:?} ${service_user:?} ${root?}" # service.sh sets them
 
-readonly mosquitto_dir=/etc/mosquitto
+readonly mosquitto_dir="$root/etc/mosquitto"
 readonly broker_config="$mosquitto_dir/conf.d/edged.conf"
 readonly broker_passwords="$mosquitto_dir/edged.passwd"
 readonly broker_acl="$mosquitto_dir/edged.acl"

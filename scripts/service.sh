@@ -8,17 +8,17 @@
 : "${bundle?} ${key?} ${model?} ${broker?}"
 
 # shellcheck source=scripts/board.sh
-source "$here/scripts/board.sh"
+source "$here/scripts/board.sh" # it sets root, which is empty but in tests
 readonly service_user=edged
-readonly config_dir=/etc/edged
+readonly config_dir="$root/etc/edged"
 readonly device_key="$config_dir/bundle.pub"
-readonly data_dir=/var/lib/edged
-readonly cache_dir=/var/cache/edged
-readonly unit_dir=/etc/systemd/system
+readonly data_dir="$root/var/lib/edged"
+readonly cache_dir="$root/var/cache/edged"
+readonly unit_dir="$root/etc/systemd/system"
 readonly probe_user=edged-probe
 readonly units=(edged.service edged.socket edged.slice edged-probe.service)
 readonly gpu_drop_in="$unit_dir/edged.service.d/gpu.conf"
-readonly command_path=/usr/local/bin/edged
+readonly command_path="$root/usr/local/bin/edged"
 readonly wrapper_mark="# Made by install-edge.sh: edged with the service's configuration."
 readonly venv_megabytes=700           # one version and the models
 readonly build_megabytes=1500         # llama.cpp's source, its objects and the tools that build it
@@ -590,9 +590,11 @@ say_plan() {
 }
 
 say_how_to_use() {
-    local sentence
-    printf '\nedged serves. See how it is, and ask it something:\n\n'
-    printf '  systemctl status edged\n  edged status\n  edged docs add FILE.md\n  edged ask "…"\n'
+    local sentence sudo=""
+    ! command -v sudo >/dev/null || sudo="sudo "
+    printf '\nedged serves. See how it is, and ask it something:\n\n  systemctl status edged\n'
+    printf '  %sedged status\n  %sedged docs add FILE.md\n  %sedged ask "…"\n' "$sudo" "$sudo" "$sudo"
+    printf '\nMembers of the group %s may use it too: %susermod -aG %s NAME\n' "$service_user" "$sudo" "$service_user"
     [[ "$broker" != local ]] || printf '\nSensors log in to port 1883 as "sensor", with the password in %s.\n' "$config_dir/sensor-password"
     while IFS= read -r sentence; do printf '\nNote: %s.\n' "$sentence"; done < <(board_advice)
 }

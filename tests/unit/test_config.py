@@ -1,5 +1,7 @@
 """The configuration: strict, read once, and its errors say what to write instead."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,18 @@ def test_a_value_that_cannot_be_is_refused_by_name_and_reason(tmp_path: Path, te
     assert words in error.message
     assert str(tmp_path / "edged.toml") in error.message
     assert "secret" not in error.message
+
+
+def test_a_file_that_this_user_may_not_read_is_said_with_who_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(file: Path, **_: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(ConfigError, match="Permission denied") as caught:
+        load(tmp_path / "edged.toml", {})
+    assert "use sudo; or join the service's group, edged" in caught.value.hint
 
 
 def test_topics_are_tables_of_their_own(tmp_path: Path) -> None:

@@ -177,3 +177,39 @@ def test_somebody_elses_command_of_that_name_is_left_alone(login: Login) -> None
     login.link.write_text("mine")
     assert f"{login.program} serve" in login.install(path=str(login.link.parent))
     assert login.link.read_text() == "mine"
+
+
+# --- the service -------------------------------------------------------------------------------------
+
+
+class System:
+    """A system below a directory, on which everything is already anybody's."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "etc/edged/edged.toml"
+        self.config.parent.mkdir(parents=True)
+
+    def attempt(self, script: str) -> "subprocess.CompletedProcess[str]":
+        """Run it with the functions of scripts/service.sh."""
+        begin = (
+            f"root='{self.root}'; source ./install-edge.sh; source scripts/service.sh; settle_places;"
+            " chown() { :; }; systemctl() { :; }\n"
+        )
+        return subprocess.run(["bash", "-c", begin + script], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+    def run(self, script: str) -> str:
+        done = self.attempt(script)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> System:
+    return System(tmp_path)
+
+
+def test_the_commands_told_at_the_end_are_for_who_may_read_the_configuration(system: System) -> None:
+    said = system.run("sudo() { :; }; say_how_to_use")
+    assert "  sudo edged status\n" in said
+    assert "sudo usermod -aG edged NAME" in said
