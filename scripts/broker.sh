@@ -4,7 +4,7 @@
 # One file in conf.d and two beside it, all removed by --uninstall --purge. What is in the broker's care while edged is
 # away survives a power cut but for the last seconds: docs/OPERATIONS.md.
 
-: "${config_dir:?} ${service_user:?} ${root?}" # service.sh sets them
+: "${config_dir:?} ${config_file:?} ${service_user:?} ${root?}" # service.sh sets them
 
 readonly mosquitto_dir="$root/etc/mosquitto"
 readonly broker_config="$mosquitto_dir/conf.d/edged.conf"
@@ -18,7 +18,7 @@ check_broker() {
         grep -vxF "$broker_config" | head -n 1)" || true
     [[ -z "$other" ]] ||
         give_up "mosquitto has listeners of its own in $other, and --broker local would put passwords before them" \
-            "Nothing was changed. Use that broker: --broker mqtt://127.0.0.1:1883, with mqtt.username in $config_dir/edged.toml."
+            "Nothing was changed. Use that broker: --broker mqtt://127.0.0.1:1883, with mqtt.username in $config_file."
 }
 
 install_broker() {

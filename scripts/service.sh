@@ -12,8 +12,10 @@ source "$here/scripts/board.sh" # it sets root, which is empty but in tests
 readonly service_user=edged
 readonly config_dir="$root/etc/edged"
 readonly device_key="$config_dir/bundle.pub"
+readonly config_file="$config_dir/edged.toml"
 readonly data_dir="$root/var/lib/edged"
 readonly cache_dir="$root/var/cache/edged"
+readonly local_broker=mqtt://127.0.0.1:1883
 readonly unit_dir="$root/etc/systemd/system"
 readonly probe_user=edged-probe
 readonly units=(edged.service edged.socket edged.slice edged-probe.service)
@@ -60,6 +62,7 @@ check_service() {
     [[ "$architecture" == auto || "$architecture" == "$(debian_architecture)" ]] ||
         give_up "this machine is $(debian_architecture), not $architecture" "Nothing was changed."
     say "$(describe_board "$board"), $(nproc) cores; edged goes to $prefix"
+    check_settings
     [[ "$broker" != local ]] || check_broker
     [[ -z "$bundle" ]] || open_bundle
     if [[ "$offline" == yes ]]; then
@@ -75,6 +78,42 @@ check_service() {
     else
         ensure_machine check_service_machine || give_up "" "edged was left as it was."
     fi
+}
+
+# An installed configuration is its owner's. What is asked for must stand in it already: else the option would be dropped,
+# and a broker with passwords would lock edged out.
+check_settings() {
+    [[ -e "$config_file" ]] || return 0
+    if [[ "$broker" == local ]]; then
+        { says mqtt.url "$local_broker" && says mqtt.username edged && says mqtt.password_file "$config_dir/mqtt-password"; } ||
+            refuse_to_change --broker "$(mqtt_text)" "Then run this again, and after it: systemctl restart edged"
+    elif [[ -n "$broker" ]]; then
+        says mqtt.url "$broker" || refuse_to_change --broker "$(mqtt_text)" "Then: edged check && systemctl restart edged"
+    fi
+    [[ -z "$model" ]] || says chat.model "$model" ||
+        refuse_to_change --model "$(chat_text "$model")" \
+            "Then run this again, and after it: edged models pull $model && systemctl restart edged"
+}
+
+# says NAME VALUE: the installed configuration has this setting, in the file or by default.
+says() {
+    "$(find_python)" -I -c '
+import sys, tomllib
+file, broker, name, wanted = sys.argv[1:]
+with open(file, "rb") as opened:
+    said = tomllib.load(opened)
+for key in name.split("."):
+    said = said.get(key, {})
+sys.exit((said or {"mqtt.url": broker}.get(name)) != wanted)' "$config_file" "$local_broker" "$1" "$2" 2>/dev/null
+}
+
+# refuse_to_change OPTION LINES THEN
+refuse_to_change() {
+    local lines
+    mapfile -t lines <<<"$2"
+    give_up "$config_file is there, and does not say what $1 asks for" \
+        "Nothing was changed. Without $1 the file is kept as it is; else set in it:" \
+        "${lines[@]/#/    }" "$3"
 }
 
 # --- the bundle -----------------------------------------------------------------------------------------
@@ -280,14 +319,12 @@ make_secret() {
 }
 
 make_config() {
-    local file="$config_dir/edged.toml"
-    if [[ -e "$file" ]]; then
-        say "kept: $file"
-        [[ -z "$broker$model" ]] || say "--broker and --model are for a new installation: there, change mqtt.* or chat.model"
+    if [[ -e "$config_file" ]]; then
+        say "kept: $config_file"
         return
     fi
-    config_text | place "$file" "root:$service_user" 640
-    say "made: $file"
+    config_text | place "$config_file" "root:$service_user" 640
+    say "made: $config_file"
 }
 
 # Of many devices of one host name at one broker each has its own, which stays when the host is renamed.
@@ -299,15 +336,23 @@ config_text() {
     local chat embed
     printf '# docs/CONFIG.md lists every setting. Check with "edged check", then "systemctl reload edged".\n'
     printf 'home = "%s"\ncache = "%s"\n\n[http]\napi_key_file = "%s"\n' "$data_dir" "$cache_dir" "$config_dir/api-key"
-    if [[ "$broker" == local ]]; then
-        printf '\n[mqtt]\nurl = "mqtt://127.0.0.1:1883"\nusername = "edged"\npassword_file = "%s"\n' "$config_dir/mqtt-password"
-    elif [[ -n "$broker" ]]; then
-        printf '\n[mqtt]\nurl = "%s"\nclient_id = "%s"\n' "$broker" "$(name_at_broker)"
-    fi
+    [[ -z "$broker" ]] || { printf '\n' && mqtt_text; }
     chat="$model" embed=""
     [[ -z "$unpacked" ]] || { chat="${model:-$(from_bundle chat)}" && embed="$(from_bundle embed)"; }
-    [[ -z "$chat" ]] || printf '\n[chat]\nmodel = "%s"\n' "$chat"
+    [[ -z "$chat" ]] || { printf '\n' && chat_text "$chat"; }
     [[ -z "$embed" ]] || printf '\n[embed]\nmodel = "%s"\n' "$embed"
+}
+
+mqtt_text() {
+    if [[ "$broker" == local ]]; then
+        printf '[mqtt]\nurl = "%s"\nusername = "edged"\npassword_file = "%s"\n' "$local_broker" "$config_dir/mqtt-password"
+    else
+        printf '[mqtt]\nurl = "%s"\nclient_id = "%s"\n' "$broker" "$(name_at_broker)"
+    fi
+}
+
+chat_text() {
+    printf '[chat]\nmodel = "%s"\n' "$1"
 }
 
 # The unit hides all devices: a Jetson's GPU is reached through some of them.
@@ -363,7 +408,7 @@ make_service_wheel() {
 # as_edged COMMAND…: as the service runs it, but for what systemd keeps from it.
 as_edged() {
     (cd "$data_dir" && exec setpriv --reuid "$service_user" --regid "$service_user" --init-groups \
-        env -i PATH="$PATH" HOME="$data_dir" LANG=C.UTF-8 EDGED_CONFIG="$config_dir/edged.toml" "$@" 9>&-)
+        env -i PATH="$PATH" HOME="$data_dir" LANG=C.UTF-8 EDGED_CONFIG="$config_file" "$@" 9>&-)
 }
 
 pull_service_models() {
@@ -517,7 +562,7 @@ make_command() {
     place "$command_path" root:root 755 <<COMMAND
 #!/bin/sh
 $wrapper_mark
-: "\${EDGED_CONFIG:=$config_dir/edged.toml}"
+: "\${EDGED_CONFIG:=$config_file}"
 export EDGED_CONFIG
 if [ "\${1:-}" != docs ] && [ "\$(id -u)" = 0 ]; then
     exec setpriv --reuid $service_user --regid $service_user --init-groups $prefix/current/bin/edged "\$@"

@@ -187,6 +187,16 @@ def test_a_second_run_changes_nothing(board: Board) -> None:
     assert show(board, "MainPID") == before
 
 
+def test_an_option_that_the_configuration_does_not_say_is_refused_with_what_to_set(board: Board) -> None:
+    before = show(board, "MainPID")
+    told = install(board, "--bundle", "/mnt/share/bundle", "--broker", "local")
+    assert told.returncode == 1
+    assert "Nothing was changed" in told.stderr
+    assert 'password_file = "/etc/edged/mqtt-password"' in told.stderr
+    board.run("test ! -e /etc/edged/mqtt-password")
+    assert show(board, "MainPID") == before
+
+
 def test_a_tampered_bundle_installs_nothing(board: Board, share: Path, tmp_path: Path) -> None:
     """Of a bundle cut off, and of one with a byte changed."""
     whole = pack(share / "bundle", tmp_path / "bundle.tar")

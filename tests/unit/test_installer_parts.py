@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,7 +197,9 @@ class System:
             f"root='{self.root}'; source ./install-edge.sh; source scripts/service.sh; settle_places;"
             " chown() { :; }; systemctl() { :; }\n"
         )
-        return subprocess.run(["bash", "-c", begin + script], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        command = ["bash", "-c", begin + script]
+        return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
 
     def run(self, script: str) -> str:
         done = self.attempt(script)
@@ -213,3 +216,41 @@ def test_the_commands_told_at_the_end_are_for_who_may_read_the_configuration(sys
     said = system.run("sudo() { :; }; say_how_to_use")
     assert "  sudo edged status\n" in said
     assert "sudo usermod -aG edged NAME" in said
+
+
+def wanted_lines(refusal: "subprocess.CompletedProcess[str]") -> str:
+    """What a refusal says to set."""
+    lines = [line.removeprefix("       ") for line in refusal.stderr.splitlines() if line.startswith("       ")]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "there"),
+    [
+        ("broker=local", ""),
+        ("broker=local", '[mqtt]\nurl = "mqtt://127.0.0.1:1883"\nusername = "edged"\n'),
+        ("broker=mqtt://hub:1883", ""),
+        ("broker=mqtt://hub:1883", '[mqtt]\nurl = "mqtt://other"\n'),
+        ("model=qwen2.5-0.5b-instruct", '[chat]\nmodel = "smollm2-135m-instruct"\n'),
+    ],
+)
+def test_an_option_that_an_installed_configuration_does_not_say_is_refused_with_the_lines_that_it_takes(
+    system: System, option: str, there: str
+) -> None:
+    system.config.write_text(there)
+    refused = system.attempt(f"{option}; check_service")
+    assert refused.returncode == 1
+    assert "Nothing was changed" in refused.stderr
+    assert "systemctl restart edged" in refused.stderr
+    assert [path for path in system.root.rglob("*") if path.is_file()] == [system.config]
+    system.config.write_text(wanted_lines(refused))
+    system.run(f"{option}; check_settings; make_config")
+    assert system.config.read_text() == wanted_lines(refused)
+
+
+def test_options_that_an_installed_configuration_says_already_are_fine(system: System) -> None:
+    system.config.write_text("")
+    system.run("broker=mqtt://127.0.0.1:1883; check_settings")
+    system.config.unlink()
+    system.run("broker=local; model=m; check_settings; make_config; check_settings")
+    assert 'password_file = "' in system.config.read_text()
