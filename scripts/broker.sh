@@ -24,19 +24,11 @@ check_broker() {
 install_broker() {
     make_secret "$config_dir/mqtt-password" "root:$service_user" 640
     make_secret "$config_dir/sensor-password" root:root 600
-    [[ -s "$broker_passwords" ]] || write_broker_passwords
-    place "$broker_acl" root:mosquitto 640 <<'ACL'
-# edged itself takes every question and may answer on whatever topic a sensor names.
-user edged
-topic readwrite #
-
-# Each sensor has a name of its own: it writes below sensors/NAME, asks at edged/query, and reads its answers by giving
-# a response topic below edged/answer/NAME. It cannot read another's values, questions or answers.
-pattern write sensors/%u/#
-pattern write edged/query
-pattern read edged/answer/%u/#
-pattern read edged/status
-ACL
+    make_secret "$config_dir/monitor-password" root:root 600
+    admit edged "$config_dir/mqtt-password"
+    admit sensor "$config_dir/sensor-password"
+    admit monitor "$config_dir/monitor-password"
+    place_acl
     place "$broker_config" root:root 644 <<CONFIG
 # Made by install-edge.sh for edged; made again by each run.
 listener 1883
@@ -61,15 +53,50 @@ CONFIG
         "journalctl -u mosquitto says why. edged itself was left as it was."
 }
 
-# mosquitto_passwd hashes a file in place; by its arguments a password could be seen in the process list.
-write_broker_passwords() {
-    {
-        printf 'edged:%s\n' "$(<"$config_dir/mqtt-password")"
-        printf 'sensor:%s\n' "$(<"$config_dir/sensor-password")"
-    } | place "$broker_passwords" root:root 600
-    mosquitto_passwd -U "$broker_passwords"
-    chown root:mosquitto "$broker_passwords"
-    chmod 640 "$broker_passwords"
+# All that install_broker makes is there.
+broker_is_whole() {
+    [[ -e "$broker_config" && -s "$broker_acl" && -s "$config_dir/monitor-password" ]]
+}
+
+# admit NAME PASSWORD_FILE: once. mosquitto_passwd hashes a file in place; by its arguments a password could be seen in the
+# process list.
+admit() {
+    local one="$broker_passwords.one"
+    ! grep -qs "^$1:" "$broker_passwords" || return 0
+    printf '%s:%s\n' "$1" "$(<"$2")" | place "$one" root:root 600
+    mosquitto_passwd -U "$one"
+    { cat "$broker_passwords" 2>/dev/null || true; cat "$one"; } | place "$broker_passwords" root:mosquitto 640
+    rm -f "$one"
+}
+
+# Somebody else's rules stay.
+place_acl() {
+    if [[ -s "$broker_acl" && "$(<"$broker_acl")" != "$(acl_text)" ]]; then
+        say "kept: $broker_acl, which is not as this version makes it; for that one remove it and run this again"
+        return
+    fi
+    acl_text | place "$broker_acl" root:mosquitto 640
+}
+
+acl_text() {
+    cat <<'ACL'
+# Made by install-edge.sh for edged; once it was changed it is left alone.
+
+# edged itself takes every question and may answer on whatever topic a sensor names.
+user edged
+topic readwrite #
+
+# For people and programs of the operator's: reads all questions and answers, status and profile.
+user monitor
+topic read edged/#
+
+# Each sensor has a name of its own: it writes below sensors/NAME, asks at edged/query, and reads its answers by giving
+# a response topic below edged/answer/NAME. It cannot read another's values, questions or answers.
+pattern write sensors/%u/#
+pattern write edged/query
+pattern read edged/answer/%u/#
+pattern read edged/status
+ACL
 }
 
 remove_broker_config() {

@@ -584,7 +584,7 @@ install_service() {
         return
     fi
     prepare_service
-    if serves "$version" && [[ "$broker" != local || -e "$broker_config" ]]; then
+    if serves "$version" && { [[ "$broker" != local ]] || broker_is_whole; }; then
         keep_key
         say "$version is installed and serves"
         end_step
@@ -640,7 +640,10 @@ say_how_to_use() {
     printf '\nedged serves. See how it is, and ask it something:\n\n  systemctl status edged\n'
     printf '  %sedged status\n  %sedged docs add FILE.md\n  %sedged ask "…"\n' "$sudo" "$sudo" "$sudo"
     printf '\nMembers of the group %s may use it too: %susermod -aG %s NAME\n' "$service_user" "$sudo" "$service_user"
-    [[ "$broker" != local ]] || printf '\nSensors log in to port 1883 as "sensor", with the password in %s.\n' "$config_dir/sensor-password"
+    if [[ "$broker" == local ]]; then
+        printf '\nSensors log in to port 1883 as "sensor", with the password in %s; who is to read\n' "$config_dir/sensor-password"
+        printf 'all answers logs in as "monitor", with the one in %s.\n' "$config_dir/monitor-password"
+    fi
     while IFS= read -r sentence; do printf '\nNote: %s.\n' "$sentence"; done < <(board_advice)
 }
 

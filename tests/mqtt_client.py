@@ -41,6 +41,7 @@ class MqttClient:
     def __exit__(self, *_: object) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        self._client.on_message = None  # else the two hold each other, and paho's sockets are closed in any order
 
     def publish(
         self,

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(5400)
 
 CONNACK_SECONDS = 120.0
 ANSWER_TOPIC = "edged/answer/sensor/1"
+OTHERS_TOPIC = "edged/answer/other/1"
 
 
 @pytest.mark.takes(amd64=8, arm64=14)
@@ -37,14 +38,18 @@ def test_sensors_of_the_network_log_in_at_the_devices_own_broker_and_are_answere
     wait_until(board, 'edged status | grep -q "mqtt: *connected"')
     board.run("edged docs add /mnt/share/manual.md", timeout_seconds=READY_SECONDS)
 
-    password = board.run("cat /etc/edged/sensor-password").strip()
+    password, monitors = board.run("cat /etc/edged/sensor-password /etc/edged/monitor-password").split()
     port = board.port(BROKER_PORT)
     assert refusal(port, None) == "Not authorized"
     assert refusal(port, ("sensor", "guessed")) == "Not authorized"
-    with MqttClient(port, "pump", ANSWER_TOPIC, "edged/answer/other/#", login=("sensor", password)) as sensor:
-        sensor.publish("edged/query", {"id": "o1", "query": QUESTION}, response_topic="edged/answer/other/1")
+    with (
+        MqttClient(port, "pump", ANSWER_TOPIC, OTHERS_TOPIC, login=("sensor", password)) as sensor,
+        MqttClient(port, "desk", OTHERS_TOPIC, login=("monitor", monitors)) as monitor,
+    ):
+        sensor.publish("edged/query", {"id": "o1", "query": QUESTION}, response_topic=OTHERS_TOPIC)
         sensor.publish("edged/query", {"id": "s1", "query": QUESTION}, response_topic=ANSWER_TOPIC)
         message = sensor.messages.get(timeout=ANSWER_SECONDS)
+        assert monitor.messages.get(timeout=ANSWER_SECONDS).topic == OTHERS_TOPIC
     assert message.topic == ANSWER_TOPIC  # the other one is not this sensor's to read
     assert "dry" in json.dumps(json.loads(message.payload))
     assert board.run("stat -c '%a %U' /etc/edged/sensor-password /etc/edged/mqtt-password").split("\n")[:2] == [

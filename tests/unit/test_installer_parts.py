@@ -2,10 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.fake_system import System
 
 CHECKOUT = Path(__file__).parents[2]
 PI_4_FEATURES = "fp asimd evtstrm crc32 cpuid"
@@ -181,30 +182,6 @@ def test_somebody_elses_command_of_that_name_is_left_alone(login: Login) -> None
 
 
 # --- the service -------------------------------------------------------------------------------------
-
-
-class System:
-    """A system below a directory, on which everything is already anybody's."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.config = root / "etc/edged/edged.toml"
-        self.config.parent.mkdir(parents=True)
-
-    def attempt(self, script: str) -> "subprocess.CompletedProcess[str]":
-        """Run it with the functions of scripts/service.sh."""
-        begin = (
-            f"root='{self.root}'; source ./install-edge.sh; source scripts/service.sh; settle_places;"
-            " chown() { :; }; systemctl() { :; }\n"
-        )
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        command = ["bash", "-c", begin + script]
-        return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
-
-    def run(self, script: str) -> str:
-        done = self.attempt(script)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
 
 @pytest.fixture
