@@ -309,9 +309,10 @@ def check(
     rehearsed = _rehearse(config) if stores else []
     if as_json:
         found = [finding.__dict__ for finding in findings]
-        _say_json({"file": file, "changed": changed, "findings": found, "stores": _plain(rehearsed)})
+        body = {"file": file, "home": config.home, "changed": changed, "findings": found, "stores": _plain(rehearsed)}
+        _say_json(body)
     else:
-        _say(f"configuration: {file or 'defaults, no file'}")
+        _say(f"configuration: {file or 'defaults, no file'}\nhome: {config.home}")
         for name, value in changed.items():
             _say(f"  {name} = {json.dumps(value, ensure_ascii=False)}")
         for finding in findings:
@@ -376,6 +377,16 @@ def _findings(config: "Config") -> Iterator[Finding]:
         hint = "set http.tls_cert and http.tls_key: the API key travels in the clear"
         yield Finding("warning", f"{config.http.listen} is served without TLS", hint)
     yield from _model_findings(config)
+    yield from _service_findings(config)
+
+
+def _service_findings(config: "Config") -> Iterator[Finding]:
+    """What the service, where it is installed for this user, cannot reach as it is confined."""
+    from edged.doctor.device import Daemon, Device
+    from edged.doctor.service import out_of_reach, read_unit
+
+    for found in out_of_reach(read_unit(Device(config, Daemon(None)))):
+        yield Finding("warning", found.what, found.fix)
 
 
 def _model_findings(config: "Config") -> Iterator[Finding]:

@@ -337,7 +337,8 @@ class Config(Section):
 
     home: FilePath = Field(
         default_factory=lambda: Path("~/.local/share/edged").expanduser(),
-        description="Directory of databases, models, keys and sockets.",
+        description="Directory of databases, models, keys and sockets. The service's is /var/lib/edged: OPERATIONS.md "
+        "says how to move the data to another disk.",
     )
     cache: FilePath = Field(
         default_factory=lambda: Path("~/.cache/edged").expanduser(),

@@ -33,6 +33,7 @@ source "$here/scripts/broker.sh"
 unpacked=""       # the bundle, checked
 parts="$here"     # the installer, units and documents of what is installed
 pythons=(3.11 3.12 3.13)
+stores="$data_dir" # where the databases lie, as the configuration says
 switching_from="" # the version to go back to while another one is tried
 scratch=""        # removed at the end
 
@@ -428,6 +429,7 @@ rehearse() {
     local edged="$prefix/versions/$1/bin/edged"
     as_edged "$edged" check --stores >"$state/check.log" 2>&1 || failed_logged "$state/check.log" "check configuration and data with the new version"
     grep -E '^(warning|store)' "$state/check.log" | sed 's/^/   /' || true
+    stores="$(sed -n 's/^home: //p' "$state/check.log" | grep . || printf '%s' "$data_dir")" # an older version does not say
 }
 
 migrates() {
@@ -438,7 +440,7 @@ migrates() {
 
 # serve_version NAME: it serves, or the one before does again.
 serve_version() {
-    local kept="$data_dir/before-$1"
+    local kept="$stores/before-$1"
     switching_from="$(current_version)"
     stop_service
     rm -rf "$kept"
@@ -470,9 +472,10 @@ stop_service() {
 keep_stores() {
     local file
     install -d -o "$service_user" -g "$service_user" -m 700 "$1"
-    for file in "$data_dir"/{events,knowledge}.db*; do
+    for file in "$stores"/{events,knowledge}.db*; do
         [[ ! -e "$file" ]] || cp -p --reflink=auto "$file" "$1/"
     done
+    sync --file-system "$1"
 }
 
 switch_to() {
@@ -511,13 +514,13 @@ show_why_not() {
 
 # go_back FROM: the version before, on the stores as it knew them.
 go_back() {
-    local old="$switching_from" kept="$data_dir/before-$1" aside="$data_dir/failed-$1"
+    local old="$switching_from" kept="$stores/before-$1" aside="$stores/failed-$1"
     switching_from=""
     stop_service
     if [[ -d "$kept" ]]; then
         install -d -o "$service_user" -g "$service_user" -m 700 "$aside"
-        mv "$data_dir"/{events,knowledge}.db* "$aside/" 2>/dev/null || true
-        mv "$kept"/* "$data_dir/"
+        mv "$stores"/{events,knowledge}.db* "$aside/" 2>/dev/null || true
+        find "$kept" -mindepth 1 -exec mv -t "$stores" {} +
         rmdir "$kept"
         say "the stores are those from before the upgrade; what the new version made of them lies in $aside"
     fi
@@ -683,8 +686,20 @@ remove_program() {
 
 remove_data() {
     remove_broker_config
-    rm -rf "$config_dir" "$data_dir" "$cache_dir"
+    remove_directory "$config_dir"
+    remove_directory "$data_dir"
+    remove_directory "$cache_dir"
     ! getent passwd "$probe_user" >/dev/null || userdel "$probe_user"
     ! getent passwd "$service_user" >/dev/null || userdel "$service_user"
     say "removed: $config_dir, $data_dir, $cache_dir, the user $service_user"
+}
+
+# A mount is emptied.
+remove_directory() {
+    if mountpoint -q "$1"; then
+        find "$1" -mindepth 1 -delete
+        say "$1 is a mount: remove it from /etc/fstab"
+    else
+        rm -rf "$1"
+    fi
 }

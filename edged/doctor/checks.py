@@ -38,7 +38,7 @@ def _check(name: str, about: str, read: Callable[[Device], F], judge: Callable[[
 CHECKS: tuple[Check, ...] = (
     _check(
         "service",
-        "the systemd unit edged.service, where it is installed; failed is a failure",
+        "the systemd unit edged.service, where it is installed; failed, or not let into `home`, is a failure",
         service.read_unit,
         service.judge_unit,
     ),

@@ -1,11 +1,15 @@
 """Checks of edged as a program on this device: its port, and its systemd unit."""
 
+import contextlib
 import errno
-from collections.abc import Mapping
+import os
+import pwd
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import msgspec
 
-from edged.config import split_listen
+from edged.config import Config, split_listen
 from edged.doctor.device import Device
 from edged.doctor.finding import Finding, fail, ok, skip, warn
 from edged.errors import ConfigError
@@ -56,20 +60,55 @@ def judge_port(facts: Port) -> Finding:
 # --- systemd unit ----------------------------------------------------------------------------------
 
 UNIT = "edged.service"
-PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "Result", "NRestarts", "NeedDaemonReload")
+PROPERTIES = (
+    *("LoadState", "ActiveState", "UnitFileState", "Result", "NRestarts", "NeedDaemonReload"),
+    *("User", "ProtectSystem", "ProtectHome", "ReadWritePaths", "StateDirectory"),
+)
+HIDDEN_BY_PROTECT_HOME = ("/home", "/root", "/run/user")
 
 
 class Unit(msgspec.Struct, frozen=True):
-    """``properties`` as ``systemctl show`` has them; empty where systemd does not run or does not answer."""
+    """``properties`` as ``systemctl show`` has them; empty where systemd does not run or does not answer.
+
+    ``home`` and the ``files`` by their settings are those of the unit's user; empty where another one looks, whose
+    configuration need not be the service's.
+    """
 
     properties: Mapping[str, str]
+    home: str = ""
+    files: Mapping[str, str] = {}
 
 
 def read_unit(device: Device) -> Unit:
     if not device.path("run/systemd/system").is_dir():
         return Unit({})
     said = device.run(["systemctl", "show", UNIT, f"--property={','.join(PROPERTIES)}"]) or ""
-    return Unit(dict(line.split("=", 1) for line in said.splitlines() if "=" in line))
+    properties = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    if not _is_me(properties.get("User", "")):
+        return Unit(properties)
+    files = {name: str(path.resolve()) for name, path in _files(device.config).items() if path is not None}
+    return Unit(properties, str(device.config.home.resolve()), files)
+
+
+def _is_me(user: str) -> bool:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(user).pw_uid == os.geteuid()
+    return False
+
+
+def _files(config: Config) -> dict[str, Path | None]:
+    http, mqtt = config.http, config.mqtt
+    return {
+        "chat.path": config.chat.path,
+        "embed.path": config.embed.path,
+        "http.api_key_file": http.api_key_file,
+        "http.tls_cert": http.tls_cert,
+        "http.tls_key": http.tls_key,
+        "mqtt.password_file": mqtt.password_file,
+        "mqtt.ca_file": mqtt.ca_file,
+        "mqtt.cert_file": mqtt.cert_file,
+        "mqtt.key_file": mqtt.key_file,
+    }
 
 
 def judge_unit(facts: Unit) -> Finding:
@@ -80,7 +119,31 @@ def judge_unit(facts: Unit) -> Finding:
         return skip("edged is not installed as a service")
     if state.get("LoadState") != "loaded":
         return fail(f"systemd cannot load {UNIT}: {state.get('LoadState')}", f"systemd-analyze verify {UNIT}")
-    return _judge_loaded(state)
+    return next(out_of_reach(facts), None) or _judge_loaded(state)
+
+
+def out_of_reach(facts: Unit) -> Iterator[Finding]:
+    """What the service could not use although its user may: the unit confines it."""
+    state = facts.properties
+    if facts.home and state.get("ProtectSystem") == "strict" and not _is_below(facts.home, _writable(state)):
+        yield fail(
+            f"{UNIT} cannot write to home = {facts.home}: ProtectSystem=strict",
+            'set home = "/var/lib/edged" and mount the other disk there (docs/OPERATIONS.md, Moving the data); or sudo '
+            f"systemctl edit {UNIT}, with ReadWritePaths={facts.home} below [Service]",
+        )
+    hidden = [f"{name} = {path}" for name, path in facts.files.items() if _is_below(path, HIDDEN_BY_PROTECT_HOME)]
+    if hidden and state.get("ProtectHome") == "yes":
+        what = f"{UNIT} sees nothing below /home, /root and /run/user (ProtectHome=yes): {', '.join(hidden)}"
+        yield warn(what, "put certificates and keys into /etc/edged, and models into /var/lib/edged")
+
+
+def _writable(state: Mapping[str, str]) -> list[str]:
+    states = [f"/var/lib/{name}" for name in state.get("StateDirectory", "").split()]
+    return [*states, *(path.lstrip("-+") for path in state.get("ReadWritePaths", "").split())]
+
+
+def _is_below(path: str, folders: Iterable[str]) -> bool:
+    return any(Path(path).is_relative_to(folder) for folder in folders)
 
 
 def _judge_loaded(state: Mapping[str, str]) -> Finding:

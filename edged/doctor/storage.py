@@ -57,6 +57,7 @@ FLUSH_BYTES = 4096
 FLUSH_BUDGET_SECONDS = 2.0
 FAST_FLUSH_SECONDS = 0.020
 SLOW_FLUSH_SECONDS = 0.200
+HOW_TO_MOVE = "docs/OPERATIONS.md, Moving the data"
 VOLATILE = frozenset({"tmpfs", "ramfs"})
 
 
@@ -110,10 +111,10 @@ def judge_flushes(facts: Flushes) -> Finding:
         return fail(what, "see 'sudo dmesg | tail'; after an error of the disk it may be mounted read-only")
     if facts.filesystem in VOLATILE:
         what = f"{facts.folder} is in memory ({facts.filesystem}): everything is lost when the power goes"
-        return warn(what, "set home (EDGED_HOME) to a folder on a disk")
+        return warn(what, f"move the data to a disk ({HOW_TO_MOVE})")
     p99 = percentile(facts.seconds, 0.99)
     what = f"p99 of {len(facts.seconds)} flushes {p99 * 1e3:.1f} ms, median {percentile(facts.seconds, 0.5) * 1e3:.1f}"
-    fix = "set home (EDGED_HOME) to a folder on an SSD, an NVMe disk or eMMC; among SD cards, one of class A2"
+    fix = f"move the data to an SSD, an NVMe disk or eMMC ({HOW_TO_MOVE}); among SD cards, one of class A2"
     if p99 >= SLOW_FLUSH_SECONDS:
         return fail(what, fix)
     return warn(what, fix) if p99 >= FAST_FLUSH_SECONDS else ok(what)

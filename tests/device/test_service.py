@@ -176,6 +176,35 @@ def test_with_socket_activation_a_request_starts_the_service_and_waits_for_it(bo
         board.run("systemctl stop edged.socket edged && systemctl start edged", timeout_seconds=READY_SECONDS)
 
 
+MOVE = """
+systemctl stop edged.socket edged
+mv /var/lib/edged /srv/edged && mkdir /var/lib/edged
+echo '/srv/edged /var/lib/edged none bind,nofail 0 0' >>/etc/fstab
+systemctl daemon-reload && mount /var/lib/edged
+systemctl start edged
+"""
+MOVE_BACK = """
+systemctl stop edged && umount /var/lib/edged
+sed -i '/^.srv.edged/d' /etc/fstab && systemctl daemon-reload
+rmdir /var/lib/edged && mv /srv/edged /var/lib/edged
+systemctl start edged
+"""
+
+
+def test_the_data_are_moved_by_a_mount_and_another_home_is_warned_of(board: Board) -> None:
+    board.run(MOVE, timeout_seconds=READY_SECONDS)
+    try:
+        wait_until_ready(board)
+        assert "var-lib-edged.mount" in show(board, "Requires")
+        board.run("test -S /srv/edged/profile.sock && test -s /srv/edged/events.db")
+    finally:
+        board.run(MOVE_BACK, timeout_seconds=READY_SECONDS)
+    wait_until_ready(board)
+    elsewhere = "sed 's|^home = .*|home = \"/srv/edged\"|' /etc/edged/edged.toml >/run/elsewhere.toml"
+    told = board.run(f"{elsewhere} && EDGED_CONFIG=/run/elsewhere.toml edged check")
+    assert "cannot write to home = /srv/edged" in told
+
+
 # --- it is upgraded and removed --------------------------------------------------------------------------
 
 

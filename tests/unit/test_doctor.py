@@ -435,6 +435,37 @@ def test_a_failed_unit_fails_and_one_that_is_not_as_it_should_be_warns(changed: 
     assert service.judge_unit(Unit({**RUNNING, **changed})).level is level
 
 
+CONFINED = {"ProtectSystem": "strict", "ProtectHome": "yes", "StateDirectory": "edged", "ReadWritePaths": ""}
+
+
+@pytest.mark.parametrize(
+    ("home", "changed", "level"),
+    [
+        ("/var/lib/edged", {}, Level.OK),
+        ("/var/lib/edged/data", {}, Level.OK),
+        ("/var/lib/edged-2", {}, Level.FAIL),
+        ("/mnt/ssd/edged", {}, Level.FAIL),
+        ("/mnt/ssd/edged", {"ReadWritePaths": "/srv -/mnt/ssd"}, Level.OK),
+        ("/mnt/ssd/edged", {"ProtectSystem": "full"}, Level.OK),
+        ("", {}, Level.OK),
+    ],
+)
+def test_a_home_that_the_service_cannot_write_to_fails(home: str, changed: dict[str, str], level: Level) -> None:
+    found = service.judge_unit(Unit({**RUNNING, **CONFINED, **changed}, home))
+    assert found.level is level
+    assert level is Level.OK or f"ReadWritePaths={home}" in found.fix
+
+
+def test_files_that_the_service_does_not_see_warn_with_their_settings() -> None:
+    files = {"chat.path": "/home/joe/m.gguf", "http.tls_key": "/root/key.pem", "mqtt.ca_file": "/etc/edged/ca.pem"}
+    found = service.judge_unit(Unit({**RUNNING, **CONFINED}, "/var/lib/edged", files))
+    assert found.level is Level.WARN
+    assert "chat.path = /home/joe/m.gguf, http.tls_key = /root/key.pem" in found.what
+    assert "ca_file" not in found.what
+    seen = Unit({**RUNNING, **CONFINED, "ProtectHome": "no"}, "/var/lib/edged", files)
+    assert service.judge_unit(seen).level is Level.OK
+
+
 def test_without_systemd_nothing_is_said_of_the_unit() -> None:
     assert service.judge_unit(Unit({})).level is Level.SKIP
 

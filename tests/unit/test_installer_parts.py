@@ -231,3 +231,51 @@ def test_options_that_an_installed_configuration_says_already_are_fine(system: S
     system.config.unlink()
     system.run("broker=local; model=m; check_settings; make_config; check_settings")
     assert 'password_file = "' in system.config.read_text()
+
+
+NEW_VERSION_FAILS = """
+prefix="$root/opt/edged"; settle_places
+mkdir -p "$state" "$unit_dir" "$prefix"/versions/{old,new}
+cp -r systemd "$prefix/versions/old/"; cp -r systemd "$prefix/versions/new/"
+ln -s versions/old "$prefix/current"
+as_edged() { printf 'configuration: f\nhome: %s\nstore events.db: schema 1 → 2\n' "$root/data"; }
+install() { mkdir -p "${*: -1}"; }
+reach_disk() { :; }; show_why_not() { :; }; becomes_ready() { :; }
+start_service() { [[ "$(current_version)" == old ]] || { echo new >"$root/data/events.db" && return 1; }; }
+trap on_exit EXIT
+rehearse new; serve_version new
+"""
+
+
+def test_a_version_that_does_not_start_leaves_the_stores_as_they_were_wherever_they_lie(system: System) -> None:
+    stores = system.root / "data"
+    stores.mkdir()
+    (stores / "events.db").write_text("old")
+    (stores / "events.db-wal").write_text("of the old one")
+    told = system.attempt(NEW_VERSION_FAILS)
+    assert told.returncode == 1
+    assert "new does not become ready; old serves again" in told.stderr
+    assert {file.name: file.read_text() for file in stores.glob("*.db*")} == {
+        "events.db": "old",
+        "events.db-wal": "of the old one",
+    }
+    assert (stores / "failed-new/events.db").read_text() == "new\n"
+    assert (system.root / "opt/edged/current").resolve().name == "old"
+
+
+def test_it_goes_back_also_where_there_were_no_stores(system: System) -> None:
+    (system.root / "data").mkdir()
+    told = system.attempt(NEW_VERSION_FAILS)
+    assert "new does not become ready; old serves again" in told.stderr
+    assert (system.root / "opt/edged/current").resolve().name == "old"
+
+
+def test_a_data_directory_that_is_a_mount_is_emptied_and_stays(system: System) -> None:
+    file = system.root / "var/lib/edged/run/lock"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    mounted = 'mountpoint() { [[ "$2" == "$data_dir" ]]; };'
+    said = system.run(f"{mounted} getent() {{ return 2; }}; remove_data")
+    assert "is a mount: remove it from /etc/fstab" in said
+    assert list(file.parents[1].iterdir()) == []
+    assert not system.config.parent.exists()
