@@ -164,8 +164,13 @@ def test_a_setting_that_needs_a_restart_is_named(board: Board) -> None:
 
 
 def test_with_socket_activation_a_request_starts_the_service_and_waits_for_it(board: Board) -> None:
-    board.run("systemctl stop edged && systemctl start edged.socket")
+    board.run(
+        "systemctl stop edged && systemctl enable --now edged.socket && systemctl start edged",
+        timeout_seconds=READY_SECONDS,
+    )
     try:
+        wait_until_ready(board)
+        board.run("systemctl stop edged.service")
         body = board.run(
             "python3 -c 'import urllib.request as r; print(r.urlopen(\"http://127.0.0.1:3000/health/live\").status)'",
             timeout_seconds=READY_SECONDS,
@@ -173,7 +178,7 @@ def test_with_socket_activation_a_request_starts_the_service_and_waits_for_it(bo
         assert body == "200\n"
         assert show(board, "TriggeredBy") == "edged.socket"
     finally:
-        board.run("systemctl stop edged.socket edged && systemctl start edged", timeout_seconds=READY_SECONDS)
+        board.run("systemctl disable --now edged.socket && systemctl restart edged", timeout_seconds=READY_SECONDS)
 
 
 MOVE = """
