@@ -9,6 +9,8 @@ import itertools
 import json
 import os
 import platform
+import pwd
+import shlex
 import signal
 import sys
 import time
@@ -141,6 +143,21 @@ def _daemon(context: typer.Context) -> Iterator["Client"]:
 
     with Client.of(_load(context)) as client:
         yield client
+
+
+def _readable(path: Path | None) -> Path | None:
+    """A file that is there. What this user may not look at, or not even look for, is not said to be missing."""
+    if path is None or os.access(path, os.R_OK):
+        return path
+    with contextlib.suppress(PermissionError):
+        try:
+            path.stat()
+        except FileNotFoundError as error:
+            raise typer.BadParameter(f"'{path}' does not exist.") from error
+    raise RequestError(
+        f"the user {pwd.getpwuid(os.geteuid()).pw_name} may not read {path}",
+        hint=f"put a copy where that user may: sudo install -m 644 {shlex.quote(str(path))} /var/tmp/",
+    )
 
 
 # --- output ----------------------------------------------------------------------------------------
@@ -747,7 +764,9 @@ def models_verify(
 @models.command("import")
 def models_import(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A GGUF file.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", callback=_readable, readable=False, dir_okay=False, help="A GGUF file.")
+    ],
     name: Annotated[
         str | None, typer.Option("--name", help="Its name; from the catalogue or the file when unset.")
     ] = None,
@@ -770,7 +789,14 @@ def models_activate(
     ] = "0%",
     golden: Annotated[
         Path | None,
-        typer.Option("--golden", metavar="FILE", exists=True, dir_okay=False, help="Golden questions (TOML)."),
+        typer.Option(
+            "--golden",
+            metavar="FILE",
+            callback=_readable,
+            readable=False,
+            dir_okay=False,
+            help="Golden questions (TOML).",
+        ),
     ] = None,
     embed: ForEmbedding = False,
     no_wait: NoWait = False,
@@ -919,7 +945,7 @@ def _progress(label: str, *, total: int | None, shown: bool) -> Iterator[Callabl
 
 # --- offline bundles -------------------------------------------------------------------------------
 
-BundleFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, help="A bundle.")]
+BundleFile = Annotated[Path, typer.Argument(metavar="FILE", callback=_readable, readable=False, help="A bundle.")]
 
 
 @bundle.command("create")
@@ -1134,7 +1160,9 @@ def _writing(file: Path) -> "Iterator[BinaryIO]":
 
 @profile.command("show")
 def profile_show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A recording.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", callback=_readable, readable=False, dir_okay=False, help="A recording.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Show a recording: the whole time as one profile, and a heat map of its seconds."""

@@ -555,8 +555,8 @@ forget_old_versions() {
 
 # --- the command ----------------------------------------------------------------------------------------------
 
-# For root it runs as the service's user, in whose directories files of root's would be in the way; but documents are
-# read from wherever root has them.
+# For root it runs as the service's user, in whose directories files of root's would be in the way; but what reads or
+# writes files where root has them, and nothing of the service's, is root.
 make_command() {
     if [[ -e "$command_path" ]] && ! grep -qsF "$wrapper_mark" "$command_path"; then
         say "$command_path is somebody else's and was left alone: the command is $prefix/current/bin/edged"
@@ -567,9 +567,11 @@ make_command() {
 $wrapper_mark
 : "\${EDGED_CONFIG:=$config_file}"
 export EDGED_CONFIG
-if [ "\${1:-}" != docs ] && [ "\$(id -u)" = 0 ]; then
-    exec setpriv --reuid $service_user --regid $service_user --init-groups $prefix/current/bin/edged "\$@"
-fi
+case "\${1:-} \${2:-}" in
+    "docs "* | "profile "* | "models activate") ;;
+    *) [ "\$(id -u)" != 0 ] ||
+        exec setpriv --reuid $service_user --regid $service_user --init-groups $prefix/current/bin/edged "\$@" ;;
+esac
 exec $prefix/current/bin/edged "\$@"
 COMMAND
 }

@@ -1,6 +1,8 @@
 """The command line: what it prints, where to, and with which exit code."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -400,6 +402,29 @@ def test_a_file_that_is_no_gguf_is_not_imported(home: Path) -> None:
     result = edged("models", "import", str(home / "x.gguf"), "--json")
     assert result.exit_code == 1
     assert json.loads(result.stderr)["error"]["code"] == "model_file_invalid"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["models", "import"], ["models", "activate", "m", "--golden"], ["profile", "show"], ["bundle", "show"]],
+)
+def test_a_file_that_is_not_there_is_wrong_use_and_one_that_may_not_be_read_is_not_called_missing(
+    arguments: list[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert edged(*arguments, str(home / "none")).exit_code == 2
+
+    def denied(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    (home / "file").write_text("x")
+    unreadable = edged(*arguments, str(home / "file"))
+    monkeypatch.setattr(Path, "stat", denied)
+    hidden = edged(*arguments, str(home / "file"))
+    for result in (unreadable, hidden):
+        assert result.exit_code == 1
+        assert f"may not read {home / 'file'}" in result.stderr
+        assert "sudo install -m 644" in result.stderr
 
 
 def test_verify_without_installed_models_has_nothing_to_do() -> None:

@@ -279,3 +279,31 @@ def test_a_data_directory_that_is_a_mount_is_emptied_and_stays(system: System) -
     assert "is a mount: remove it from /etc/fstab" in said
     assert list(file.parents[1].iterdir()) == []
     assert not system.config.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "who"),
+    [
+        ("status", "edged"),
+        ("models import m.gguf", "edged"),
+        ("models activate m --golden g.toml", "root"),
+        ("docs add manual.md", "root"),
+        ("profile show minute.jsonl", "root"),
+        ("", "edged"),
+    ],
+)
+def test_for_root_the_command_is_the_user_edged_but_where_it_reads_or_writes_roots_files(
+    system: System, arguments: str, who: str
+) -> None:
+    place_program(system.root / "bin/id", "echo 0")
+    place_program(system.root / "bin/setpriv", 'shift 5; WHO=edged exec "$@"')
+    place_program(system.root / "opt/edged/current/bin/edged", 'echo "${WHO:-root}: $*"')
+    system.run('prefix="$root/opt/edged"; mkdir -p "${command_path%/*}"; make_command')
+    said = system.run(f"PATH='{system.root}/bin':$PATH; \"$command_path\" {arguments}")
+    assert said == f"{who}: {arguments}\n"
+
+
+def place_program(path: Path, script: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
