@@ -146,7 +146,10 @@ class InspectionUnavailableError(WorkerError):
     """A tool that looks into a worker is missing, or cannot be used here."""
 
     code = "inspection_unavailable"
-    default_hint = "install the tools where edged is: pip install 'edged[profiling]'"
+    default_hint = (
+        "install the tools where edged is: sudo /opt/edged/current/bin/pip install 'edged[profiling]' "
+        "(without the service: edged's own pip), then restart edged"
+    )
 
 
 class InspectionBusyError(WorkerError):

@@ -11,7 +11,7 @@ readonly build_bytes_per_job=700000000 # what the hungriest source file takes to
 
 building="" # the directory of a build that is under way
 
-# The version pyproject.toml pins: it is written nowhere else.
+# The version pyproject.toml pins; a test holds the advice that names it (edged/runtime/health.py) to that.
 llama_version() {
     sed -n 's/^ *"llama-cpp-python==\([^"]*\)".*/\1/p' "$here/pyproject.toml"
 }

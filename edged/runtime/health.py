@@ -91,8 +91,9 @@ MODEL_NOT_LOCKED = ConditionKind(
 )
 CPU_UNUSED = ConditionKind(
     "cpu_features_unused",
-    Severity.DEGRADED,
-    "build it on this device: pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python",
+    Severity.INFO,
+    "compile it on this device: sudo /opt/edged/current/bin/pip install --force-reinstall --no-deps --no-cache-dir "
+    "llama-cpp-python==0.3.36 (without the service: edged's own pip), then restart edged",
 )
 CGROUPS_MISSING = ConditionKind(
     "cgroups_missing",

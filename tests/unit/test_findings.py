@@ -1,11 +1,15 @@
 """Which conditions follow from what the workers report about their models."""
 
+import re
+from pathlib import Path
+
 import msgspec
 
 from edged.runtime.health import CPU_UNUSED, GPU_MISSING, MODEL_NOT_LOCKED, Health
 from edged.serving.findings import Findings, findings
 from edged.workers.protocol import Ready, WorkerSettings
 
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 CHAT = WorkerSettings(kind="chat", model="chat.gguf", threads=2)
 EMBED = WorkerSettings(kind="embed", model="embed.gguf", threads=1)
 READY = Ready(
@@ -50,6 +54,12 @@ def test_features_of_the_cpu_that_the_build_leaves_out_are_a_condition_that_name
     ready = with_(system="CPU : AVX2 = 1 | ")
     found = dict(findings({"chat": (CHAT, ready), "embed": (EMBED, ready)}, FLAGS))
     assert found == {CPU_UNUSED: "llama.cpp was built without FMA, F16C, which this CPU has"}
+
+
+def test_the_advice_to_compile_names_the_version_that_edged_is_made_for() -> None:
+    pinned = re.search(r"llama-cpp-python==[\d.]+", PYPROJECT.read_text())
+    assert pinned is not None
+    assert f" {pinned[0]} " in CPU_UNUSED.hint
 
 
 def test_a_condition_is_cleared_when_a_later_process_reports_better() -> None:
