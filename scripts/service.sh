@@ -7,8 +7,9 @@
 : "${here:?} ${architecture:?} ${offline:?} ${dry_run:?} ${purge:?}" # install-edge.sh sets them, and these:
 : "${bundle?} ${key?} ${model?} ${broker?}"
 
+# It sets root, which is empty but in tests.
 # shellcheck source=scripts/board.sh
-source "$here/scripts/board.sh" # it sets root, which is empty but in tests
+source "$here/scripts/board.sh"
 readonly service_user=edged
 readonly config_dir="$root/etc/edged"
 readonly device_key="$config_dir/bundle.pub"
