@@ -25,7 +25,7 @@ import structlog
 from quality import XQUAD, Asked, Parts, QuestionSet, every_kth, holds_answer, manuals, parts, table, xquad
 
 from edged.rag import prompt
-from edged.rag.answer import PASSAGE_TOKENS, Answerer, Settings, select_citations, similarities
+from edged.rag.answer import PASSAGE_TOKENS, Answerer, Settings, select_citations, select_facts, similarities
 from edged.rag.cite import as_text, check, citation
 from edged.rag.retrieve import Retrieval
 from edged.serving.pool import ChatPool
@@ -94,7 +94,7 @@ async def selected(parts: Parts, question: str, collection: str) -> Attempt:
     assert answer is not None
     first_token_ms = answer.timings.first_token_ms
     retrieval = await parts.retriever.retrieve(question, collection, parts.config.rag.passages)
-    shown = select_citations(question, retrieval, parts.config.rag.budget_tokens)
+    shown = select_facts(question, retrieval, parts.config.rag.budget_tokens)
     return Attempt(
         generated=generated,
         final=answer.text,

@@ -39,7 +39,7 @@ from edged.config import load
 from edged.hardware import detect, placement
 from edged.models.catalog import Catalog
 from edged.rag import prompt
-from edged.rag.answer import select_citations
+from edged.rag.answer import select_facts
 from edged.rag.cite import citation
 from edged.rag.retrieve import Retrieval
 from edged.workers.process import COMPUTE_ENVIRONMENT
@@ -256,7 +256,7 @@ async def prepare(count: int) -> list[Prepared]:
         for asked in [questions.asked[-1], *every_kth(questions.asked, count)]:
             rag = started.config.rag
             retrieval = await started.retriever.retrieve(asked.question, questions.collection, rag.passages)
-            shown = select_citations(asked.question, retrieval, rag.budget_tokens)
+            shown = select_facts(asked.question, retrieval, rag.budget_tokens)
             prepared.append(
                 Prepared(
                     asked=asked,

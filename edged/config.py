@@ -237,7 +237,12 @@ class Rag(Section):
     passages: int = Field(
         3, ge=1, le=50, description="Passages whose sentences compete for the budget.", json_schema_extra=LIVE
     )
-    budget_tokens: int = Field(160, ge=16, description="Tokens of cited sentences in a prompt.", json_schema_extra=LIVE)
+    budget_tokens: int = Field(
+        240,
+        ge=16,
+        description="Most tokens of cited sentences in a prompt; fewer where few are near the best one.",
+        json_schema_extra=LIVE,
+    )
     max_tokens: int = Field(
         96, ge=1, description="Longest answer, tokens, when the question does not say.", json_schema_extra=LIVE
     )

@@ -1,6 +1,7 @@
 """One answer: retrieve, select, generate, verify; degrading in named steps, never inventing."""
 
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 
@@ -13,7 +14,7 @@ from edged.rag.cite import Verdict, as_text, check, citation
 from edged.rag.degrade import MARGIN_SECONDS, Plan, Speed, plan
 from edged.rag.formatted import unsupported
 from edged.rag.retrieve import Retrieval, Retriever, holds_codes, named_codes
-from edged.rag.select import Candidate, select
+from edged.rag.select import FACTS_MARGIN, Candidate, cost_tokens, select
 from edged.rag.verify import unsupported_words
 from edged.serving.pool import ChatPool, Lease
 from edged.types import Answer, AnswerEvent, Citation, Delta, OutputFormat, Question, Restarted, Step, Timings
@@ -69,13 +70,15 @@ class Answerer:
             _need_no_format(question, "no passage is near the question")
             yield self._finish(work.answer("not_found", prompt.NOT_FOUND, (), "no passage is near the question"))
             return
+        shown = select_facts(question.text, retrieval, self._settings.budget_tokens)
         chosen = plan(
             work.seconds_left(),
             self.speed,
-            budget_tokens=self._settings.budget_tokens,
+            fact_tokens=sum(cost_tokens(each.text) for each in shown),
             max_tokens=self._chats.restraint.cap(question.max_tokens or self._settings.max_tokens),
         )
-        shown = select_citations(question.text, retrieval, chosen.budget_tokens)
+        if chosen.step == "reduced":
+            shown = select_facts(question.text, retrieval, chosen.budget_tokens)
         note = "the deadline leaves no time for generation"
         if chosen.step != "passages":
             try:
@@ -148,14 +151,21 @@ class Answerer:
         return answer
 
 
-def select_citations(question: str, retrieval: Retrieval, budget_tokens: int) -> tuple[Citation, ...]:
+def select_facts(question: str, retrieval: Retrieval, budget_tokens: int) -> tuple[Citation, ...]:
+    """The sentences that the model is shown, in reading order: those near the best one, to a budget."""
+    return select_citations(question, retrieval, budget_tokens, margin=FACTS_MARGIN)
+
+
+def select_citations(
+    question: str, retrieval: Retrieval, budget_tokens: int, *, margin: float = math.inf
+) -> tuple[Citation, ...]:
     """The sentences of a retrieval worth their tokens, in reading order."""
     candidates = [
         Candidate(rank, index, sentence, similarity)
         for rank, (stored, similarities) in enumerate(zip(retrieval.passages, retrieval.similarities, strict=True))
         for index, (sentence, similarity) in enumerate(zip(stored.passage.sentences, similarities, strict=True))
     ]
-    chosen = select(question, candidates, budget_tokens=budget_tokens)
+    chosen = select(question, candidates, budget_tokens=budget_tokens, margin=margin)
     return tuple(citation(retrieval.passages[each.passage_rank].passage, each.index) for each in chosen)
 
 

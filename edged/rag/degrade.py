@@ -36,18 +36,21 @@ class Plan(msgspec.Struct, frozen=True):
     max_tokens: int
 
 
-def plan(seconds_left: float | None, speed: Speed, *, budget_tokens: int, max_tokens: int) -> Plan:
-    """The richest step that fits the time left: ``generated``, ``reduced``, else ``passages``."""
-    full = Plan("generated", budget_tokens, max_tokens)
+def plan(seconds_left: float | None, speed: Speed, *, fact_tokens: int, max_tokens: int) -> Plan:
+    """The richest step that fits the time left: ``generated``, ``reduced``, else ``passages``.
+
+    ``fact_tokens`` are those of all sentences worth showing to the model.
+    """
+    full = Plan("generated", fact_tokens, max_tokens)
     if seconds_left is None:
         return full
-    reduced = Plan("reduced", budget_tokens // 2, min(max_tokens, REDUCED_ANSWER_TOKENS))
+    reduced = Plan("reduced", fact_tokens // 2, min(max_tokens, REDUCED_ANSWER_TOKENS))
     for choice in (full, reduced):
         expected = min(choice.max_tokens, EXPECTED_ANSWER_TOKENS)
         prompt = PROMPT_FRAME_TOKENS + choice.budget_tokens
         if speed.seconds(prompt_tokens=prompt, answer_tokens=expected) + MARGIN_SECONDS <= seconds_left:
             return choice
-    return Plan("passages", budget_tokens, 0)
+    return Plan("passages", 0, 0)
 
 
 def _follow(rate: float, tokens: int, elapsed_ms: float) -> float:

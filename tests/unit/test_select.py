@@ -73,6 +73,13 @@ def test_near_duplicates_are_paid_once() -> None:
     assert len(select("open valve", candidates, budget_tokens=100)) == 1
 
 
+def test_sentences_far_behind_the_best_one_are_left_out_whatever_room_there_is() -> None:
+    """The best one is always there, and what is as near to it as the margin."""
+    candidates = [candidate("aaa", 0, 0, 0.9), candidate("bbb", 0, 5, 0.5), candidate("ccc", 0, 9, 0.3)]
+    chosen = [texts(select("Why?", candidates, budget_tokens=100, margin=margin)) for margin in (0.0, 0.5, 1.0)]
+    assert chosen == [["aaa"], ["aaa", "bbb"], ["aaa", "bbb", "ccc"]]
+
+
 def test_at_least_one_sentence_even_over_budget() -> None:
     """A single sentence over the budget is still better than none, and none stays none."""
     assert len(select("pump", [candidate("pump " * 300), candidate("pump")], budget_tokens=5)) == 1
