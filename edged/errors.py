@@ -250,6 +250,13 @@ class PayloadTooLargeError(RequestError):
     code = "payload_too_large"
 
 
+class IdReusedError(RequestError):
+    """The sender's id is still that of an event with another content."""
+
+    code = "id_reused"
+    default_hint = "use a new id for each event; the same id with the same payload asks for the same answer again"
+
+
 class UnauthorizedError(RequestError):
     code = "unauthorized"
 

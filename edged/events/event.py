@@ -26,7 +26,7 @@ PATIENCE_SECONDS: dict[Priority, float] = {"alarm": 0.0, "interactive": 60.0, "b
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """A message as a door received it, before it is accepted. Times are Unix seconds.
 
-    Without ``reply_topic`` the answer goes to ``<reply_prefix>/<event id>``.
+    Without ``reply_topic`` the answer goes to ``<reply_prefix>/<id>``, the sender's or else the event's.
     ``delivery`` names this transmission; with ``redelivered`` an accepted event of the same name is the same one.
     """
 
@@ -52,12 +52,13 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
 
     def answer_topic(self, event_id: str) -> str:
         """Where the answer to this message goes."""
-        return self.reply_topic or f"{self.reply_prefix}/{event_id}"
+        return self.reply_topic or f"{self.reply_prefix}/{self.id or event_id}"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """An accepted event, as the inbox holds it."""
+    """An accepted event, as the inbox holds it; it gives each a new ``seq``."""
 
+    seq: int
     id: str
     source: str
     topic: str
@@ -67,6 +68,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     received_at: float
     answer_by: float | None
     expires_at: float | None
+
+    @property
+    def answer_id(self) -> str:
+        """What receivers drop repetitions of its answer by."""
+        return answer_id(self.id, self.seq, self.received_at)
 
 
 class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +88,9 @@ def new_event_id() -> str:
     return uuid.uuid4().hex
 
 
-def answer_id(event_id: str) -> str:
-    """The id of an event's answer: the same for every delivery of it, before and after any crash."""
-    return uuid.uuid5(_ANSWER_NAMESPACE, event_id).hex
+def answer_id(event_id: str, seq: int, received_at: float) -> str:
+    """The id of an event's answer: the same for every delivery of it, before and after any crash.
+
+    Another event of the same id has another: ``seq`` differs in one inbox, ``received_at`` between two.
+    """
+    return uuid.uuid5(_ANSWER_NAMESPACE, f"{event_id}/{seq}/{received_at!r}").hex

@@ -13,23 +13,35 @@ from typing import Literal
 import msgspec
 
 from edged.events.event import Event, Incoming, Outcome, Outgoing, answer_id, new_event_id
+from edged.events.repetition import Earlier, Verdict, is_repeated, judge
 from edged.store.database import Database
 
 REDELIVERY_WINDOW_EVENTS = 4096
 PRUNE_BATCH_EVENTS = 500
 
-_EVENT_COLUMNS = "id, source, topic, payload, reply_topic, correlation, received_at, answer_by, expires_at"
+_EVENT_COLUMNS = "seq, id, source, topic, payload, reply_topic, correlation, received_at, answer_by, expires_at"
 
 
 class Accepted(msgspec.Struct, frozen=True):
     """What became of a message.
 
     ``new``: it will be worked on. ``open``: it already is. ``closed``: its stored answer goes out again.
-    ``rejected``: it was closed at once, with an error as its answer.
+    ``rejected``: it was closed at once, with an error as its answer. ``reused``: nothing was stored, because its id is
+    still another event's.
     """
 
     id: str
-    status: Literal["new", "open", "closed", "rejected"]
+    status: Literal["new", "open", "closed", "rejected", "reused"]
+
+
+class _Error(msgspec.Struct, frozen=True):
+    retryable: bool
+
+
+class _Failed(msgspec.Struct, frozen=True):
+    """Of a stored error what its receiver was told of another try."""
+
+    error: _Error
 
 
 class Inbox:
@@ -54,17 +66,12 @@ class Inbox:
         """Write an event durably, or recognise one that was accepted before. Raises :class:`StoreError`."""
         return await self._database.write(lambda connection: _accept(connection, incoming))
 
-    async def reject(self, incoming: Incoming, body: Callable[[str], bytes]) -> Accepted:
-        """Accept an event and close it at once as rejected; ``body`` makes its answer from its id."""
+    async def reject(self, incoming: Incoming, body: Callable[[str, str], bytes]) -> Accepted:
+        """Accept an event and close it at once as rejected; ``body`` makes its answer from its id and the answer's.
 
-        def work(connection: sqlite3.Connection) -> Accepted:
-            accepted = _accept(connection, incoming)
-            if accepted.status != "new":
-                return accepted
-            _close(connection, accepted.id, Outcome.REJECTED, body(accepted.id), time.time())
-            return Accepted(accepted.id, "rejected")
-
-        return await self._database.write(work)
+        Where another event has its id, that one stays as it is, and this one is kept under a name of its own.
+        """
+        return await self._database.write(lambda connection: _reject(connection, incoming, body))
 
     async def open_events(self, limit: int, leave_out: Iterable[str] = ()) -> list[Event]:
         """The most urgent open events: by class and age, or sooner where their deadline is."""
@@ -162,16 +169,40 @@ class Inbox:
 
 
 def _accept(connection: sqlite3.Connection, incoming: Incoming) -> Accepted:
-    known = _known(connection, incoming)
+    known = _redelivered(connection, incoming)
     if known is not None:
-        event_id, outcome = known
-        if outcome is None:
-            return Accepted(event_id, "open")
-        _publish_again(connection, event_id, incoming)
-        return Accepted(event_id, "closed")
+        return _repeat(connection, known, incoming)
+    earlier = _earlier(connection, incoming)
+    verdict = Verdict.ANEW if earlier is None else judge(earlier, incoming)
     event_id = incoming.id or new_event_id()
-    connection.execute(
-        f"INSERT INTO events ({_EVENT_COLUMNS}, delivery, urgent_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+    if verdict is Verdict.REUSED:
+        return Accepted(event_id, "reused")
+    if verdict is Verdict.REPEATED:
+        return _repeat(connection, event_id, incoming)
+    if earlier is not None:
+        connection.execute("DELETE FROM events WHERE id = ?", (event_id,))  # with its answer, which is out
+    _insert(connection, event_id, incoming)
+    return Accepted(event_id, "new")
+
+
+def _reject(connection: sqlite3.Connection, incoming: Incoming, body: Callable[[str, str], bytes]) -> Accepted:
+    known = _redelivered(connection, incoming)
+    earlier = _earlier(connection, incoming)
+    if known is None and earlier is not None and is_repeated(earlier, incoming):
+        known = incoming.id
+    if known is not None:
+        return _repeat(connection, known, incoming)
+    event_id = incoming.id if incoming.id and earlier is None else new_event_id()
+    seq = _insert(connection, event_id, incoming)
+    told = body(incoming.id or event_id, answer_id(event_id, seq, incoming.received_at))
+    _close(connection, event_id, Outcome.REJECTED, told, time.time())
+    return Accepted(event_id, "rejected")
+
+
+def _insert(connection: sqlite3.Connection, event_id: str, incoming: Incoming) -> int:
+    (seq,) = connection.execute(
+        f"INSERT INTO events ({_EVENT_COLUMNS}, delivery, urgent_at)"  # noqa: S608 - constants only
+        " VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq",
         (
             event_id,
             incoming.source,
@@ -185,43 +216,69 @@ def _accept(connection: sqlite3.Connection, incoming: Incoming) -> Accepted:
             incoming.delivery,
             incoming.urgent_at,
         ),
-    )
-    return Accepted(event_id, "new")
+    ).fetchone()
+    return int(seq)
 
 
-def _known(connection: sqlite3.Connection, incoming: Incoming) -> tuple[str, str | None] | None:
-    """Id and outcome of the event this is a repetition of: by the sender's id, else by the transmission."""
-    if incoming.id is not None:
-        row = connection.execute("SELECT id, outcome FROM events WHERE id = ?", (incoming.id,)).fetchone()
-        return None if row is None else (row[0], row[1])
+def _redelivered(connection: sqlite3.Connection, incoming: Incoming) -> str | None:
+    """The event that came by the same transmission: the broker did not see it acknowledged."""
     if incoming.delivery is None or not incoming.redelivered:
         return None
     # Packet ids are used again after 65,535 messages, so only recent events can be meant.
     row = connection.execute(
-        "SELECT id, outcome FROM events WHERE delivery = ? AND seq > (SELECT max(seq) FROM events) - ?"
+        "SELECT id FROM events WHERE delivery = ? AND seq > (SELECT max(seq) FROM events) - ?"
         " ORDER BY seq DESC LIMIT 1",
         (incoming.delivery, REDELIVERY_WINDOW_EVENTS),
     ).fetchone()
-    return None if row is None else (row[0], row[1])
+    return None if row is None else str(row[0])
 
 
-def _publish_again(connection: sqlite3.Connection, event_id: str, incoming: Incoming) -> None:
-    connection.execute(
+def _earlier(connection: sqlite3.Connection, incoming: Incoming) -> Earlier | None:
+    """The event that has the message's id."""
+    row = connection.execute(
+        "SELECT source, topic, payload, outcome, body, EXISTS (SELECT 1 FROM outbox WHERE outbox.event_id = events.id)"
+        " FROM events LEFT JOIN answers ON answers.event_id = events.id WHERE events.id = ?",
+        (incoming.id,),
+    ).fetchone()
+    if row is None:
+        return None
+    source, topic, payload, outcome, body, waits = row
+    return Earlier(
+        source=source,
+        topic=topic,
+        payload=payload,
+        is_open=outcome is None,
+        is_lasting=outcome is not None and _is_lasting(Outcome(outcome), body),
+        is_published=not waits,
+    )
+
+
+def _is_lasting(outcome: Outcome, body: bytes) -> bool:
+    if outcome is Outcome.FAILED:
+        return not msgspec.json.decode(body, type=_Failed).error.retryable
+    return outcome is not Outcome.EXPIRED
+
+
+def _repeat(connection: sqlite3.Connection, event_id: str, incoming: Incoming) -> Accepted:
+    """What has an answer sends it again, to where this message wants it."""
+    published = connection.execute(
         "INSERT INTO outbox (event_id, topic, correlation, body, created_at)"
         " SELECT event_id, ?, ?, body, ? FROM answers WHERE event_id = ?",
         (incoming.answer_topic(event_id), incoming.correlation, incoming.received_at, event_id),
     )
+    return Accepted(event_id, "closed" if published.rowcount else "open")
 
 
 def _close(connection: sqlite3.Connection, event_id: str, outcome: Outcome, body: bytes, now: float) -> bool:
-    changed = connection.execute(
-        "UPDATE events SET outcome = ?, closed_at = ? WHERE id = ? AND outcome IS NULL", (outcome.value, now, event_id)
-    )
-    if changed.rowcount == 0:
+    closed = connection.execute(
+        "UPDATE events SET outcome = ?, closed_at = ? WHERE id = ? AND outcome IS NULL RETURNING seq, received_at",
+        (outcome.value, now, event_id),
+    ).fetchone()
+    if closed is None:
         return False
     connection.execute(
         "INSERT INTO answers (id, event_id, body, created_at) VALUES (?, ?, ?, ?)",
-        (answer_id(event_id), event_id, body, now),
+        (answer_id(event_id, *closed), event_id, body, now),
     )
     connection.execute(
         "INSERT INTO outbox (event_id, topic, correlation, body, created_at)"

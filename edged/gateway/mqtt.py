@@ -5,6 +5,7 @@ its own: what was in flight when it ended is the outbox's to send again and the 
 """
 
 import asyncio
+import functools
 import random
 import socket
 import ssl
@@ -24,9 +25,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edged.config import Mqtt, split_broker_url
-from edged.errors import ConfigError, EdgedError, PayloadTooLargeError, RequestError
+from edged.errors import ConfigError, EdgedError, IdReusedError, PayloadTooLargeError, RequestError
 from edged.events.admission import Admission
-from edged.events.event import Event, Incoming, Outgoing, answer_id
+from edged.events.event import Event, Incoming, Outgoing
 from edged.events.inbox import Accepted, Inbox
 from edged.events.outbox import DisconnectedError, PublishRefusedError
 from edged.events.trigger import TopicRule, question_from_value, rule_for
@@ -459,10 +460,7 @@ class MqttGateway:
         session = await connection.session
         incoming, refusal = self._read(message, session)
         try:
-            if refusal is None:
-                accepted = await self._inbox.accept(incoming)
-            else:
-                accepted = await self._inbox.reject(incoming, lambda event_id: error_message(event_id, refusal))
+            accepted = await self._store(incoming, refusal)
         except EdgedError as error:
             self._log.error("event_not_accepted", topic=message.topic, code=error.code, error=error.message)
             self._health.set(STORE_FAILING, f"an event could not be stored: {error.message}")
@@ -472,6 +470,15 @@ class MqttGateway:
         self._health.clear(STORE_FAILING)
         connection.acknowledge(message)
         self._on_accepted(accepted)
+
+    async def _store(self, incoming: Incoming, refusal: RequestError | None) -> Accepted:
+        """Durably accept or refuse. Raises :class:`StoreError` or :class:`DiskFullError`."""
+        if refusal is None:
+            accepted = await self._inbox.accept(incoming)
+            if accepted.status != "reused":
+                return accepted
+            refusal = IdReusedError(f"the id '{incoming.id}' is that of another event, whose answer is not out yet")
+        return await self._inbox.reject(incoming, functools.partial(error_message, error=refusal))
 
     def _read(self, message: _Message, session: str) -> tuple[Incoming, RequestError | None]:
         """The event in a message; with the error that closes it at once, when there is one."""
@@ -525,15 +532,15 @@ class Rendering:
     """Answers and errors as the senders of events see them."""
 
     def answer(self, event: Event, answer: Answer) -> bytes:
-        return encode({**answer_body(event.id, answer), "answer_id": answer_id(event.id)})
+        return encode({**answer_body(event.id, answer), "answer_id": event.answer_id})
 
     def error(self, event: Event, error: EdgedError) -> bytes:
-        return error_message(event.id, error)
+        return error_message(event.id, event.answer_id, error)
 
 
-def error_message(event_id: str, error: EdgedError) -> bytes:
+def error_message(event_id: str, answer_id: str, error: EdgedError) -> bytes:
     """The message of an event that got no answer; receivers drop repetitions by ``answer_id``."""
-    return encode({**error_body(event_id, error), "answer_id": answer_id(event_id)})
+    return encode({**error_body(event_id, error), "answer_id": answer_id})
 
 
 def _send_at_once(_client: paho.Client, _data: object, connection: Any) -> None:

@@ -238,7 +238,7 @@ async def test_an_outcome_the_store_does_not_take_is_a_condition_and_is_tried_ag
 
 async def test_an_error_says_code_hint_and_facts() -> None:
     event = Event(
-        id="e1", source="t", topic="t", payload=b"", reply_topic="r", correlation=None, received_at=0.0,
+        seq=1, id="e1", source="t", topic="t", payload=b"", reply_topic="r", correlation=None, received_at=0.0,
         answer_by=None, expires_at=None,
     )  # fmt: skip
     body = json.loads(Rendering().error(event, EdgedError("broken", hint="mend it", part="pump")))

@@ -11,7 +11,7 @@ import pytest
 
 from edged.daemon import running
 from edged.errors import StoreError
-from edged.events.event import Incoming
+from edged.events.event import Incoming, Outcome
 from edged.events.inbox import Accepted, Inbox
 from edged.gateway import mqtt
 from tests.broker import Mosquitto
@@ -126,15 +126,49 @@ async def test_a_payload_that_cannot_be_used_gets_an_error_and_the_next_one_is_s
     assert answer["citations"][0]["document_id"] == "p7"
 
 
-async def test_a_known_id_is_answered_from_its_stored_outcome(tmp_path: Path, mosquitto: Mosquitto) -> None:
+async def test_a_repeated_event_is_answered_from_its_stored_outcome(tmp_path: Path, mosquitto: Mosquitto) -> None:
     async with daemon(tmp_path / "home", mosquitto) as http:
         await status(mosquitto, "ok")
         with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
             _, first = await ask(sensor, "edged/query", {"query": "Oil of pump P7?", "id": "same"})
-            _, second = await ask(sensor, "edged/query", {"query": "another question", "id": "same"})
+            _, second = await ask(sensor, "edged/query", {"query": "Oil of pump P7?", "id": "same"})
         metrics = (await http.get("/metrics")).text
     assert first == second
     assert 'edged_events_accepted_total{status="closed"} 1.0' in metrics
+
+
+async def test_an_id_used_again_for_another_question_is_asked_that(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    async with daemon(tmp_path / "home", mosquitto) as http:
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+            _, first = await ask(sensor, "edged/query", {"query": "When does the relief valve of P7 open?", "id": "1"})
+            _, second = await ask(sensor, "edged/query", {"query": "How much oil does pump P7 hold?", "id": "1"})
+        metrics = (await http.get("/metrics")).text
+    assert 'edged_events_accepted_total{status="new"} 2.0' in metrics
+    assert first["answer_id"] != second["answer_id"]
+
+
+async def test_an_id_whose_event_is_open_is_refused_to_another_one(
+    tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close_event, asked = Inbox.close_event, asyncio.Event()
+
+    async def later(inbox: Inbox, event_id: str, outcome: Outcome, body: bytes) -> bool:
+        await asked.wait()
+        return await close_event(inbox, event_id, outcome, body)
+
+    monkeypatch.setattr(Inbox, "close_event", later)
+    async with daemon(tmp_path / "home", mosquitto):
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "reply/#") as sensor:
+            first, second = {"query": "Oil of pump P7?", "id": "1"}, {"query": "another question", "id": "1"}
+            await asyncio.to_thread(sensor.publish, "edged/query", first, response_topic="reply/a")
+            refused = await ask(sensor, "edged/query", second, response_topic="reply/b")
+            asked.set()
+            answered = await asyncio.to_thread(sensor.next)
+    assert (refused[0], refused[1]["id"], refused[1]["error"]["code"]) == ("reply/b", "1", "id_reused")
+    assert (answered[0], answered[1]["citations"][0]["document_id"]) == ("reply/a", "p7")
+    assert refused[1]["answer_id"] != answered[1]["answer_id"]
 
 
 async def test_what_was_published_while_edged_was_away_is_answered_when_it_is_back(
