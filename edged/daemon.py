@@ -175,7 +175,7 @@ async def running(
             hardware=functools.partial(hardware_body, care, restraint),
             probe=functools.partial(probe_body, feed, profiles),
         )
-        supervisor = Supervisor()
+        supervisor = Supervisor(health)
         stack.push_async_callback(supervisor.stop_all)
         supervisor.start("status", board.run)
         supervisor.start("prune", functools.partial(_prune, inbox, reloader, board))

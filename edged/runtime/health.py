@@ -60,6 +60,12 @@ CONFIG_REFUSED = ConditionKind(
 RESTART_NEEDED = ConditionKind(
     "restart_needed", Severity.DEGRADED, "restart edged when it suits: these settings cannot change while it runs"
 )
+SERVICE_FAILING = ConditionKind(
+    "service_failing",
+    Severity.DEGRADED,
+    "a part of the daemon ends and is started again: correct the setting that the reason names, or else report the "
+    "traceback in the log",
+)
 MQTT_DOWN = ConditionKind(
     "mqtt_disconnected",
     Severity.DEGRADED,
@@ -151,6 +157,7 @@ KINDS: tuple[ConditionKind, ...] = (
     ROLLOUT_FAILED,
     CONFIG_REFUSED,
     RESTART_NEEDED,
+    SERVICE_FAILING,
     MQTT_DOWN,
     MQTT_REFUSED,
     STORE_FAILING,

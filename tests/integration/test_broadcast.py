@@ -13,6 +13,7 @@ from edged.probe import broadcast as broadcasting
 from edged.probe.broadcast import MAX_READERS, Broadcast
 from edged.probe.profile import Device, Warmth, from_json
 from edged.probe.profiles import Profiles
+from edged.runtime.health import Health
 from edged.runtime.supervise import Supervisor
 from tests.samples import NOW, process, sample
 
@@ -49,7 +50,7 @@ class Rig:
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     made = Rig(tmp_path)
-    supervisor = Supervisor()
+    supervisor = Supervisor(Health())
     supervisor.start("socket", made.broadcast.run)
     yield made
     await supervisor.stop_all()
@@ -108,7 +109,7 @@ async def test_what_a_killed_daemon_left_is_no_obstacle(tmp_path: Path) -> None:
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(made.path))
     left.close()
-    supervisor = Supervisor()
+    supervisor = Supervisor(Health())
     supervisor.start("socket", made.broadcast.run)
     await until(lambda: made.path.exists() and stat.S_IMODE(made.path.stat().st_mode) == 0o660)
     await supervisor.stop_all()

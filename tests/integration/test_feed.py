@@ -81,7 +81,7 @@ class Rig:
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     made = Rig(tmp_path)
-    supervisor = Supervisor()
+    supervisor = Supervisor(Health())
     supervisor.start("link", made.feed.follow)
     supervisor.start("stand-in", made.feed.stand_in)
     yield made
@@ -200,7 +200,7 @@ async def test_a_stand_in_that_fails_is_made_again(tmp_path: Path) -> None:
         return rig._stand_in()
 
     feed = Feed(tmp_path / "none", lambda: [CHAT], rig.samples.put_nowait, rig.health, stand_in=failing, pauses=QUICK)
-    supervisor = Supervisor()
+    supervisor = Supervisor(Health())
     supervisor.start("link", feed.follow)
     supervisor.start("stand-in", feed.stand_in)
     await rig.next(Step.COUNTERS)

@@ -14,6 +14,7 @@ from edged.errors import StoreError
 from edged.events.event import Incoming, Outcome
 from edged.events.inbox import Accepted, Inbox
 from edged.gateway import mqtt
+from edged.runtime.health import SERVICE_FAILING, ConditionKind
 from tests.broker import Mosquitto
 from tests.daemon_process import FAKE_WORKER, DaemonProcess, configure
 from tests.mqtt_client import MqttClient
@@ -314,6 +315,23 @@ async def test_answers_are_shown_as_they_grow_where_configured(tmp_path: Path, m
                     break
                 text += body["delta"]
     assert text.strip() == body["answer"]
+
+
+def condition(body: dict[str, Any], kind: ConditionKind) -> str | None:
+    return next((held["text"] for held in body["conditions"] if held["code"] == kind.code), None)
+
+
+async def test_a_defect_in_the_service_is_named_in_health(
+    tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(mqtt.MqttGateway, "_begin", broken)
+    async with daemon(tmp_path / "home", mosquitto) as http:
+        while (why := condition((await http.get("/health")).json(), SERVICE_FAILING)) is None:
+            pass
+    assert why == "mqtt: ValueError: no such thing"
 
 
 async def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(
