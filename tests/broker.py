@@ -1,10 +1,13 @@
 """A mosquitto of one test's own, that can be stopped, killed and started again on the same port."""
 
+import json
 import os
 import socket
 import subprocess
 import threading
 from pathlib import Path
+
+import pytest
 
 START_SECONDS = 10.0
 
@@ -14,6 +17,28 @@ def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def refusing(folder: Path, pattern: str) -> str:
+    """Options for a mosquitto that lets anybody do anything but subscribe to filters under ``pattern``.
+
+    An ``acl_file`` refuses no subscription; the plugin for dynamic rules does.
+    """
+    plugin = next(Path("/usr/lib").glob("**/mosquitto_dynamic_security.so"), None)
+    if plugin is None:
+        pytest.skip("mosquitto's plugin mosquitto_dynamic_security.so is not there")
+    defaults = ("publishClientSend", "publishClientReceive", "subscribe", "unsubscribe")
+    rule = {"acltype": "subscribePattern", "topic": pattern, "priority": 0, "allow": False}
+    rules = {
+        "defaultACLAccess": dict.fromkeys(defaults, True),
+        "anonymousGroup": "anybody",
+        "groups": [{"groupname": "anybody", "roles": [{"rolename": "restrained"}]}],
+        "roles": [{"rolename": "restrained", "acls": [rule]}],
+        "clients": [],
+    }
+    file = folder / "rules.json"
+    file.write_text(json.dumps(rules))
+    return f"allow_anonymous true\nplugin {plugin}\nplugin_opt_config_file {file}"
 
 
 class Mosquitto:
@@ -27,6 +52,7 @@ class Mosquitto:
         self.folder = folder
         self.port = port
         self.log: list[str] = []
+        self._grown = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
         self._reading: threading.Thread | None = None
         self._config = folder / "mosquitto.conf"
@@ -63,6 +89,12 @@ class Mosquitto:
             self.kill()
             raise RuntimeError("mosquitto did not start: " + " | ".join(self.log[-5:]))
 
+    def until_logged(self, text: str, times: int) -> None:
+        """Return once so many lines of the log hold ``text``."""
+        with self._grown:
+            logged = self._grown.wait_for(lambda: sum(text in line for line in self.log) >= times, START_SECONDS)
+        assert logged, self.log
+
     def stop(self) -> None:
         """End it by SIGTERM: it saves its sessions. Nothing happens where it does not run."""
         self._end(by_force=False)
@@ -88,7 +120,9 @@ class Mosquitto:
     def _read(self, process: "subprocess.Popen[str]", listening: threading.Event) -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            self.log.append(line.rstrip())
+            with self._grown:
+                self.log.append(line.rstrip())
+                self._grown.notify_all()
             if line.rstrip().endswith(" running"):
                 listening.set()
         listening.set()  # its end, which start() tells from its beginning by `running`

@@ -1,12 +1,14 @@
 """Check of the broker: whether it admits edged, and what it grants.
 
-A client id of its own leaves the daemon's session alone. The session that is asked for ends with the connection.
-mosquitto does not tell when it shortens one (``persistent_client_expiration``; eclipse-mosquitto/mosquitto issue 3616).
+It subscribes too, with QoS 0, so that nothing can queue up for it. mosquitto with an ``acl_file`` grants any filter and
+withholds the messages; its plugins and other brokers refuse. A client id of its own leaves the daemon's session alone.
+The session that is asked for ends with the connection. mosquitto does not tell when it shortens one
+(``persistent_client_expiration``; eclipse-mosquitto/mosquitto issue 3616).
 """
 
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -39,6 +41,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     maximum_packet_bytes: int | None = None
     maximum_qos: int = 2
     has_retain: bool = True
+    refused_topics: tuple[str, ...] = ()
 
 
 class Broker(msgspec.Struct, frozen=True):
@@ -54,10 +57,11 @@ def read_broker(device: Device) -> Broker:
     settings = device.config.mqtt
     if not settings.enabled:
         return Broker(settings, None)
+    filters = [settings.query_topic, *(topic.filter for topic in device.config.events.topics)]
     versions = ["5", "3.1.1"] if settings.protocol == "auto" else [settings.protocol]
     try:
         for version in versions:
-            reply = _connect(settings, version)
+            reply = _connect(settings, version, filters)
             if reply is not None and reply.code != UNSUPPORTED_VERSION:
                 return Broker(settings, reply)
     except UnicodeDecodeError:
@@ -68,7 +72,7 @@ def read_broker(device: Device) -> Broker:
     return Broker(settings, None, f"it accepts a connection, but does not answer in MQTT {' or '.join(versions)}")
 
 
-def _connect(settings: Mqtt, version: str) -> Reply | None:
+def _connect(settings: Mqtt, version: str, filters: Sequence[str]) -> Reply | None:
     replies: list[Reply] = []
 
     def connected(_client: paho.Client, _data: object, _flags: object, code: ReasonCode, given: object) -> None:
@@ -78,13 +82,38 @@ def _connect(settings: Mqtt, version: str) -> Reply | None:
     client.on_connect = connected
     _open(client, settings, version)
     try:
-        until = time.monotonic() + ANSWER_SECONDS
-        while not replies and time.monotonic() < until:
-            if client.loop(STEP_SECONDS) != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                break
+        _turn(client, lambda: bool(replies))
+        if not replies or replies[0].code:
+            return replies[0] if replies else None
+        return msgspec.structs.replace(replies[0], refused_topics=_refused_topics(client, filters))
     finally:
         _leave(client, version)
-    return replies[0] if replies else None
+
+
+def _refused_topics(client: paho.Client, filters: Sequence[str]) -> tuple[str, ...]:
+    """The filters that the broker does not let edged subscribe to, and those that are none."""
+    asked: dict[int | None, str] = {}
+    refused: list[str] = []
+
+    def answered(_client: paho.Client, _data: object, mid: int, codes: list[ReasonCode], _given: object) -> None:
+        name = asked.pop(mid)
+        refused.extend(f"{name} ({code})" for code in codes if code.is_failure)
+
+    client.on_subscribe = answered
+    for name in filters:
+        try:
+            asked[client.subscribe(name)[1]] = name
+        except ValueError as error:
+            refused.append(f"{name} ({error})")
+    _turn(client, lambda: not asked)
+    return tuple(refused)
+
+
+def _turn(client: paho.Client, is_over: Callable[[], bool]) -> None:
+    until = time.monotonic() + ANSWER_SECONDS
+    while not is_over() and time.monotonic() < until:
+        if client.loop(STEP_SECONDS) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            break
 
 
 def _client(settings: Mqtt, version: str) -> paho.Client:
@@ -175,6 +204,11 @@ def _judge_grants(settings: Mqtt, reply: Reply) -> Finding:
 
 def _lacking(settings: Mqtt, reply: Reply) -> Iterator[Finding]:
     """What edged would want and does not get, the worst first."""
+    if reply.refused_topics:
+        yield fail(
+            f"{settings.url} refuses edged the topics {', '.join(reply.refused_topics)}: no messages come from them",
+            f"let the broker's ACL allow {settings.username or 'anonymous clients'} to subscribe, or correct them",
+        )
     if reply.maximum_qos < 1:
         yield fail(f"{settings.url} takes nothing beyond QoS 0: answers can be lost", "let the broker allow QoS 1")
     if reply.version == "5" and not settings.session_expiry_seconds:

@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -33,7 +33,7 @@ from edged.events.outbox import DisconnectedError, PublishRefusedError
 from edged.events.trigger import TopicRule, question_from_value, rule_for
 from edged.gateway.wire import QueryRequest, answer_body, encode, error_body, parse_query
 from edged.runtime.backoff import pause_seconds
-from edged.runtime.health import MQTT_DOWN, STORE_FAILING, Health
+from edged.runtime.health import MQTT_DOWN, MQTT_SUBSCRIBE_REFUSED, STORE_FAILING, Health
 from edged.types import Answer, Delta, Question, Restarted
 
 UNSUPPORTED_PROTOCOL_VERSION = 132  # MQTT 5.0, section 3.2.2.2
@@ -43,6 +43,7 @@ STEADY_SECONDS = 10.0
 SHORT_CONNECTIONS = 3
 """After so many in a row that did not last, somebody else may have this client's name: a broker then ends the older
 connection (MQTT 5.0, section 3.1.4), and not every one says why."""
+SUBSCRIBE_AGAIN_SECONDS = 60.0
 SESSION_KEY = "mqtt_session"
 
 
@@ -75,15 +76,22 @@ class _Connected(msgspec.Struct, frozen=True):
 class _Connection:
     """One paho client and one TCP connection; its callbacks arrive on paho's thread and leave it at once.
 
+    ``on_subscribed`` learns of each filter whether the broker granted it (None) or why not.
     ``session`` gets the name of the broker's session; it is cancelled where the connection ends before.
     """
 
     def __init__(
-        self, settings: Mqtt, version: MQTTProtocolVersion, on_message: Callable[["_Connection", _Message], None]
+        self,
+        settings: Mqtt,
+        version: MQTTProtocolVersion,
+        on_message: Callable[["_Connection", _Message], None],
+        on_subscribed: Callable[[str, str | None], None],
     ) -> None:
         self.version = version
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
+        self._on_subscribed = on_subscribed
+        self._subscribing: dict[int, str] = {}
         self._answered: asyncio.Future[_Connected] = self._loop.create_future()
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self.session: asyncio.Future[str] = self._loop.create_future()
@@ -112,13 +120,26 @@ class _Connection:
         except TimeoutError as error:
             raise _NoAnswerError(f"no answer within {CONNECT_TIMEOUT_SECONDS:.0f} s") from error
 
-    async def subscribe(self, filters: Sequence[str]) -> None:
-        """Subscribe with QoS 1. Retained values are not asked for: they are states, not events."""
-        if self.is_version_5:
-            options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
-            self._client.subscribe([(name, options) for name in filters])
-        else:
-            self._client.subscribe([(name, 1) for name in filters])
+    def subscribe(self, filters: Iterable[str]) -> None:
+        """Subscribe with QoS 1, each filter by itself, so that a bad one hinders no other.
+
+        Retained values are states and no events: MQTT 5 is asked to leave them out, older versions send them marked.
+        """
+        for name in filters:
+            try:
+                _, mid = self._subscribe(name)
+            except ValueError as error:  # no topic filter by section 4.7 of MQTT 5.0
+                self._on_subscribed(name, str(error))
+                continue
+            if mid is not None:  # else the connection has ended
+                self._subscribing[mid] = name
+
+    def _subscribe(self, name: str) -> tuple[MQTTErrorCode, int | None]:
+        if not self.is_version_5:
+            return self._client.subscribe(name, qos=1)
+        return self._client.subscribe(
+            name, options=SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+        )
 
     async def publish(self, topic: str, body: bytes, *, correlation: bytes | None = None, retain: bool = False) -> None:
         """Publish with QoS 1 and wait for the acknowledgement."""
@@ -185,6 +206,7 @@ class _Connection:
         client.on_connect_fail = lambda _client, _data: self._call(self._end, "the connection failed")
         client.on_message = self._message_callback
         client.on_publish = self._published_callback
+        client.on_subscribe = self._subscribed_callback
         client.will_set(settings.status_topic, encode({"status": "offline"}), qos=1, retain=True)
         return client
 
@@ -242,6 +264,11 @@ class _Connection:
     ) -> None:
         self._call(self._settle, mid, str(code) if code.is_failure else None)
 
+    def _subscribed_callback(
+        self, _client: paho.Client, _data: object, mid: int, codes: list[ReasonCode], _properties: object
+    ) -> None:
+        self._call(self._settle_subscription, mid, next((str(code) for code in codes if code.is_failure), None))
+
     # --- the event loop --------------------------------------------------------------------------------
 
     def _set_answer(self, answer: _Connected) -> None:
@@ -256,6 +283,11 @@ class _Connection:
             waiting.set_result(None)
         else:
             waiting.set_exception(PublishRefusedError(refused))
+
+    def _settle_subscription(self, mid: int, refused: str | None) -> None:
+        name = self._subscribing.pop(mid, None)
+        if name is not None:
+            self._on_subscribed(name, refused)
 
     def _end(self, reason: str) -> None:
         if not self.ended.done():
@@ -295,6 +327,7 @@ class MqttGateway:
         self._is_connected = asyncio.Event()
         self._accepting: set[asyncio.Task[None]] = set()
         self._retained: dict[str, bytes] = {}
+        self._refused: dict[str, str] = {}
         self._log = structlog.get_logger("mqtt")
 
     # --- what the outbox and the status need -----------------------------------------------------------
@@ -336,10 +369,34 @@ class MqttGateway:
         before, self._rules = self._filters(), tuple(rules)
         if self._connection is not None:
             self._connection.unsubscribe([name for name in before if name not in self._filters()])
-            self._own(self._connection.subscribe(self._filters()), "mqtt-subscribe")
+            self._connection.subscribe(self._filters())
+        self._show_refused()
 
     def _filters(self) -> list[str]:
         return [self._settings.query_topic, *(rule.filter for rule in self._rules)]
+
+    # --- subscriptions ---------------------------------------------------------------------------------
+
+    def _subscribed(self, name: str, refused: str | None) -> None:
+        if refused is None:
+            self._refused.pop(name, None)
+        else:
+            self._refused[name] = refused
+        self._show_refused()
+
+    def _show_refused(self) -> None:
+        refused = [f"{name} ({self._refused[name]})" for name in self._filters() if name in self._refused]
+        if refused:
+            self._health.set(MQTT_SUBSCRIBE_REFUSED, f"no messages come from {', '.join(refused)}")
+        else:
+            self._health.clear(MQTT_SUBSCRIBE_REFUSED)
+
+    async def _insist(self, connection: _Connection) -> None:
+        """Ask for what was refused again and again: whoever mends the broker's rules does not tell edged."""
+        while not connection.ended.done():
+            await asyncio.wait([connection.ended], timeout=SUBSCRIBE_AGAIN_SECONDS)
+            if not connection.ended.done():
+                connection.subscribe([name for name in self._filters() if name in self._refused])
 
     # --- the connection --------------------------------------------------------------------------------
 
@@ -366,7 +423,7 @@ class MqttGateway:
 
     async def _serve_once(self) -> tuple[str, float]:
         """One connection from beginning to end; returns why it ended and for how many seconds it served."""
-        connection = _Connection(self._settings, self._version, self._received)
+        connection = _Connection(self._settings, self._version, self._received, self._subscribed)
         try:
             answer = await connection.open()
             if answer.wrong_version:
@@ -400,7 +457,8 @@ class MqttGateway:
         if not connection.session.done():
             connection.session.set_result(session)
         self._connection = connection
-        await connection.subscribe(self._filters())
+        connection.subscribe(self._filters())
+        self._own(self._insist(connection), "mqtt-insist")
         self._health.clear(MQTT_DOWN)
         self._is_connected.set()
         self.status_changed()
@@ -447,7 +505,12 @@ class MqttGateway:
     def _own(self, work: Any, name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._accepting.add(task)
-        task.add_done_callback(self._accepting.discard)
+        task.add_done_callback(self._disown)
+
+    def _disown(self, task: asyncio.Task[None]) -> None:
+        self._accepting.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("mqtt_task_failed", task=task.get_name(), exc_info=task.exception())
 
     async def _accept(self, connection: _Connection, message: _Message) -> None:
         """Accept, then acknowledge. Without an acknowledgement the broker keeps the message for us."""

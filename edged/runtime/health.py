@@ -74,6 +74,11 @@ MQTT_DOWN = ConditionKind(
 MQTT_REFUSED = ConditionKind(
     "mqtt_publish_refused", Severity.DEGRADED, "let the broker's ACL allow edged to publish to these topics"
 )
+MQTT_SUBSCRIBE_REFUSED = ConditionKind(
+    "mqtt_subscribe_refused",
+    Severity.DEGRADED,
+    "let the broker's ACL allow edged to subscribe to these topics, or correct them; edged asks again every minute",
+)
 STORE_FAILING = ConditionKind(
     "store_failing", Severity.FAILING, "check free space and the health of the disk that holds EDGED_HOME"
 )
@@ -160,6 +165,7 @@ KINDS: tuple[ConditionKind, ...] = (
     SERVICE_FAILING,
     MQTT_DOWN,
     MQTT_REFUSED,
+    MQTT_SUBSCRIBE_REFUSED,
     STORE_FAILING,
     INBOX_FULL,
     HTTP_PLAIN,

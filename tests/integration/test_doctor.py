@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from edged.doctor import broker, kernel, models
 from edged.doctor.checks import CHECKS
 from edged.doctor.device import Daemon, Device, run_command
 from edged.doctor.finding import Finding, Level
-from tests.broker import Mosquitto
+from tests.broker import Mosquitto, refusing
 from tests.daemon_process import DaemonProcess, configure
 
 NOBODY = Daemon(None, "no daemon answers")
@@ -42,9 +42,10 @@ def doctor(home: Path, **environment: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, {line["check"]: line for line in body["findings"]}
 
 
-def ask_broker(url: str, **settings: object) -> Finding:
+def ask_broker(url: str, topics: Sequence[dict[str, str]] = (), **settings: Any) -> Finding:
     overrides = {f"mqtt.{name}": value for name, value in {"url": url, **settings}.items()}
-    return broker.judge_broker(broker.read_broker(Device(load(None, {}, overrides), NOBODY)))
+    config = load(None, {}, {**overrides, "events.topics": list(topics)})
+    return broker.judge_broker(broker.read_broker(Device(config, NOBODY)))
 
 
 def test_a_device_without_broker_fails_and_nothing_is_made_in_its_home(tmp_path: Path, free_port: int) -> None:
@@ -134,7 +135,7 @@ def guarded(make_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Mosquit
 def test_credentials_are_tried_and_wrong_or_missing_ones_are_said(
     guarded: Mosquitto, tmp_path: Path, password: str | None, protocol: str
 ) -> None:
-    settings: dict[str, object] = {"protocol": protocol}
+    settings: dict[str, Any] = {"protocol": protocol}
     if password is not None:
         file = tmp_path / "password"
         file.write_text(password + "\n")
@@ -160,6 +161,19 @@ def test_the_limits_that_a_broker_announces_are_compared_with_the_settings(
     assert found.level is Level.WARN
     assert "2000 bytes" in found.what
     assert "retained" in ask_broker(small.url, max_payload_bytes=1000).what
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_topic_that_the_broker_refuses_is_named_with_the_user_to_allow(
+    make_mosquitto: Callable[..., Mosquitto], tmp_path: Path, protocol: str
+) -> None:
+    refused = make_mosquitto(refusing(tmp_path, "plant/#"))
+    topics = [{"filter": name, "question": "?"} for name in ("plant/+/heat", "other/heat")]
+    found = ask_broker(refused.url, topics, protocol=protocol)
+    assert found.level is Level.FAIL
+    assert "refuses edged the topics plant/+/heat (" in found.what
+    assert "other" not in found.what
+    assert "anonymous clients" in found.fix
 
 
 def test_a_server_that_takes_connections_and_says_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

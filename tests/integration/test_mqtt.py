@@ -11,11 +11,13 @@ import pytest
 
 from edged.daemon import running
 from edged.errors import StoreError
+from edged.events.admission import Admission
 from edged.events.event import Incoming, Outcome
 from edged.events.inbox import Accepted, Inbox
+from edged.events.trigger import TopicRule
 from edged.gateway import mqtt
-from edged.runtime.health import SERVICE_FAILING, ConditionKind
-from tests.broker import Mosquitto
+from edged.runtime.health import MQTT_SUBSCRIBE_REFUSED, SERVICE_FAILING, ConditionKind, Health
+from tests.broker import Mosquitto, refusing
 from tests.daemon_process import FAKE_WORKER, DaemonProcess, configure
 from tests.mqtt_client import MqttClient
 
@@ -321,6 +323,33 @@ def condition(body: dict[str, Any], kind: ConditionKind) -> str | None:
     return next((held["text"] for held in body["conditions"] if held["code"] == kind.code), None)
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_a_refused_subscription_is_named_asked_for_again_and_forgotten_once_it_is_granted(
+    tmp_path: Path, make_mosquitto: Callable[..., Mosquitto], monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr(mqtt, "SUBSCRIBE_AGAIN_SECONDS", 0.05)
+    broker = await asyncio.to_thread(make_mosquitto, refusing(tmp_path, "plant/#"))
+    overrides = {"mqtt__protocol": protocol, "mqtt__reconnect_min_seconds": 0.05, "mqtt__reconnect_max_seconds": 0.2}
+
+    async def told(http: httpx.AsyncClient) -> str | None:
+        return condition((await http.get("/health")).json(), MQTT_SUBSCRIBE_REFUSED)
+
+    async with daemon(tmp_path / "home", broker, **overrides) as http:
+        while (refused := await told(http)) is None:
+            pass
+        await asyncio.to_thread(broker.until_logged, "plant/+/pressure", 3)
+        with MqttClient(broker.port, "sensor", "edged/answer/#") as sensor:
+            await ask(sensor, "edged/query", "Oil of pump P7?")
+        await asyncio.to_thread(broker.stop)
+        (tmp_path / "rules.json").write_text((tmp_path / "rules.json").read_text().replace("plant/#", "other/#"))
+        await asyncio.to_thread(broker.start)
+        while await told(http) is not None:
+            pass
+        with MqttClient(broker.port, "sensor", "edged/answer/#") as sensor:
+            await ask(sensor, "plant/P7/pressure", "11.8")
+    assert refused.startswith("no messages come from plant/+/pressure (")
+
+
 async def test_a_defect_in_the_service_is_named_in_health(
     tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +361,42 @@ async def test_a_defect_in_the_service_is_named_in_health(
         while (why := condition((await http.get("/health")).json(), SERVICE_FAILING)) is None:
             pass
     assert why == "mqtt: ValueError: no such thing"
+
+
+async def test_a_filter_that_is_none_is_named_and_hinders_no_other(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    health, accepted = Health(), asyncio.Queue[Accepted]()
+    inbox = await Inbox.open(tmp_path / "events.db")
+    rules = [TopicRule(filter=name, question="?") for name in ("plant/#/x", "plant/+/pressure")]
+    gateway = mqtt.MqttGateway(
+        configure(tmp_path / "home", {"mqtt.url": mosquitto.url}).mqtt,
+        inbox,
+        health,
+        rules=rules,
+        admission=Admission(health, limit=10, open_events=0),
+        on_accepted=accepted.put_nowait,
+        status=dict,
+    )
+    serving = asyncio.create_task(gateway.run())
+    await gateway.connected()
+    named = [(held.code, held.text) for held in health.conditions()]
+    await asyncio.to_thread(mosquitto.until_logged, "edged 1 plant/+/pressure", 1)
+    with MqttClient(mosquitto.port, "sensor") as sensor:
+        await asyncio.to_thread(sensor.publish, "plant/P7/pressure", "11.8")
+        assert (await accepted.get()).status == "new"
+        gateway.use_rules([*rules[1:], TopicRule(filter="a#", question="?")])
+        assert [held.text for held in health.conditions()] == [
+            "no messages come from a# (Invalid subscription filter.)"
+        ]
+        gateway.use_rules(rules[1:])
+        assert health.conditions() == ()
+        await asyncio.to_thread(sensor.publish, "plant/P7/pressure", "11.9")
+        assert (await accepted.get()).status == "new"
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    await inbox.close()
+    assert named == [
+        ("mqtt_subscribe_refused", "no messages come from plant/#/x (Invalid subscription filter.)"),
+    ]
 
 
 async def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(

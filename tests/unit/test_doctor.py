@@ -381,6 +381,7 @@ def test_a_session_of_the_length_asked_for_is_right_and_shown() -> None:
         (granted(maximum_packet_bytes=1_000_000), {}, Level.OK),
         (granted(has_retain=False), {}, Level.WARN),
         (granted(maximum_qos=0), {}, Level.FAIL),
+        (granted(refused_topics=("plant/# (Not authorized)",)), {}, Level.FAIL),
         (granted("3.1.1"), {}, Level.WARN),
         (granted("3.1.1"), {"protocol": "3.1.1"}, Level.OK),
     ],
