@@ -50,6 +50,7 @@ class MqttClient:
         *,
         response_topic: str | None = None,
         correlation: bytes | None = None,
+        retain: bool = False,
     ) -> None:
         """Publish; returns when the broker has it."""
         properties = Properties(PacketTypes.PUBLISH)
@@ -58,7 +59,7 @@ class MqttClient:
         if correlation is not None:
             properties.CorrelationData = correlation
         body = json.dumps(payload) if isinstance(payload, dict) else payload
-        self._client.publish(topic, body, qos=1, properties=properties).wait_for_publish(WAIT_SECONDS)
+        self._client.publish(topic, body, qos=1, retain=retain, properties=properties).wait_for_publish(WAIT_SECONDS)
 
     def next(self) -> tuple[str, Any]:
         """The next message: topic and parsed JSON."""

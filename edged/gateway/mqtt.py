@@ -514,6 +514,10 @@ class MqttGateway:
 
     async def _accept(self, connection: _Connection, message: _Message) -> None:
         """Accept, then acknowledge. Without an acknowledgement the broker keeps the message for us."""
+        if message.retained:
+            self._log.debug("event_dropped", topic=message.topic, reason="it is a retained value from before")
+            connection.acknowledge(message)
+            return
         if self._admission.is_full:
             if message.qos == 0:
                 self._log.warning("event_dropped", topic=message.topic, reason="the inbox is full and QoS is 0")

@@ -319,6 +319,24 @@ async def test_answers_are_shown_as_they_grow_where_configured(tmp_path: Path, m
     assert text.strip() == body["answer"]
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_a_retained_value_from_before_asks_nothing_at_any_connection_and_the_next_value_does(
+    tmp_path: Path, mosquitto: Mosquitto, protocol: str
+) -> None:
+    overrides = {"mqtt__protocol": protocol, "mqtt__reconnect_min_seconds": 0.05, "mqtt__reconnect_max_seconds": 0.2}
+    with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
+        await asyncio.to_thread(sensor.publish, "plant/P7/pressure", "1.0", retain=True)
+        for number in range(3):
+            async with daemon(tmp_path / "home", mosquitto, **overrides) as http:
+                await status(mosquitto, "ok")
+                _, body = await ask(sensor, "plant/P7/pressure", f"11.{number}", retain=True)
+                metrics = (await http.get("/metrics")).text
+            await status(mosquitto, "offline")
+            assert "12 bar" in body["answer"]
+            assert 'edged_events_accepted_total{status="new"} 1.0' in metrics
+    assert sensor.messages.empty()
+
+
 def condition(body: dict[str, Any], kind: ConditionKind) -> str | None:
     return next((held["text"] for held in body["conditions"] if held["code"] == kind.code), None)
 
