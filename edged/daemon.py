@@ -178,9 +178,9 @@ async def running(
         supervisor = Supervisor(health)
         stack.push_async_callback(supervisor.stop_all)
         supervisor.start("status", board.run)
-        supervisor.start("prune", functools.partial(_prune, inbox, reloader, board))
         admission = Admission(health, limit=config.events.max_pending, open_events=await inbox.open_count())
-        mqtt = _start_events(supervisor, config, health, inbox, answerer, admission, metrics, board, restraint)
+        mqtt, outbox = _start_events(supervisor, config, health, inbox, answerer, admission, metrics, board, restraint)
+        supervisor.start("prune", functools.partial(_prune, inbox, outbox, reloader, board))
         _start_upkeep(supervisor, config, rollouts, care, feed, profiles, mqtt)
 
         app = create_app(
@@ -254,7 +254,7 @@ def _start_events(
     metrics: Metrics,
     board: StatusBoard,
     restraint: Restraint,
-) -> MqttGateway:
+) -> tuple[MqttGateway, Outbox]:
     """The event path: MQTT → inbox → dispatch → outbox → MQTT, each telling the next that there is work."""
 
     def accepted(result: Accepted) -> None:
@@ -302,7 +302,7 @@ def _start_events(
         board.mqtt = mqtt
         supervisor.start("mqtt", mqtt.run)
         health.subscribe(mqtt.status_changed)
-    return mqtt
+    return mqtt, outbox
 
 
 # --- models ----------------------------------------------------------------------------------------
@@ -550,10 +550,11 @@ async def _ready(health: Health, rollouts: Rollouts, started: float) -> None:
     structlog.get_logger("daemon").info("ready", seconds=round(time.monotonic() - started, 3))
 
 
-async def _prune(inbox: Inbox, reloader: Reloader, board: StatusBoard) -> None:
+async def _prune(inbox: Inbox, outbox: Outbox, reloader: Reloader, board: StatusBoard) -> None:
     while True:
         keep = reloader.config.events
         before = time.time() - keep.keep_days * SECONDS_A_DAY
+        await outbox.give_up(before)
         gone = await inbox.prune(closed_before=before, keep_bytes=keep.keep_bytes)
         if gone:
             structlog.get_logger("daemon").info("events_pruned", events=gone)

@@ -18,6 +18,7 @@ from edged.store.database import Database
 
 REDELIVERY_WINDOW_EVENTS = 4096
 PRUNE_BATCH_EVENTS = 500
+NEWEST = 2**63 - 1
 
 _EVENT_COLUMNS = "seq, id, source, topic, payload, reply_topic, correlation, received_at, answer_by, expires_at"
 
@@ -102,16 +103,18 @@ class Inbox:
 
         return await self._database.read(work)
 
-    async def outgoing(self, limit: int, leave_out: Iterable[int] = ()) -> list[Outgoing]:
-        """The oldest messages not yet acknowledged, in order."""
+    async def outgoing(
+        self, limit: int, *, after: int = 0, until: int = NEWEST, leave_out: Iterable[int] = ()
+    ) -> list[Outgoing]:
+        """The oldest messages not yet acknowledged, in order: those whose ``seq`` is after one and up to another."""
         known = list(leave_out)
         query = (
             "SELECT seq, topic, correlation, body FROM outbox"  # noqa: S608 - constants and marks only
-            f" WHERE seq NOT IN ({','.join('?' * len(known))}) ORDER BY seq LIMIT ?"
+            f" WHERE seq > ? AND seq <= ? AND seq NOT IN ({','.join('?' * len(known))}) ORDER BY seq LIMIT ?"
         )
 
         def work(connection: sqlite3.Connection) -> list[Outgoing]:
-            rows = connection.execute(query, (*known, limit))
+            rows = connection.execute(query, (after, until, *known, limit))
             return [Outgoing(seq=row[0], topic=row[1], correlation=row[2], body=row[3]) for row in rows]
 
         return await self._database.read(work)
@@ -119,6 +122,25 @@ class Inbox:
     async def published(self, seq: int) -> None:
         """A message was acknowledged by the broker."""
         await self._database.write(lambda connection: connection.execute("DELETE FROM outbox WHERE seq = ?", (seq,)))
+
+    async def give_up(self, *, created_before: float, until: int, leave_out: Iterable[int]) -> list[str]:
+        """Forget the messages up to a ``seq`` that are older than a Unix time; returns their topics.
+
+        Works in small transactions, as :meth:`prune` does.
+        """
+        known, topics = list(leave_out), list[str]()
+        query = (
+            "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox"  # noqa: S608 - constants and marks only
+            f" WHERE created_at < ? AND seq <= ? AND seq NOT IN ({','.join('?' * len(known))}) LIMIT ?) RETURNING topic"
+        )
+
+        def work(connection: sqlite3.Connection) -> list[str]:
+            rows = connection.execute(query, (created_before, until, *known, PRUNE_BATCH_EVENTS))
+            return [topic for (topic,) in rows]
+
+        while gone := await self._database.write(work):
+            topics += gone
+        return topics
 
     async def counts(self) -> dict[str, int]:
         """Events by outcome, ``open`` for those without one, and ``outbox``."""

@@ -45,6 +45,8 @@ SHORT_CONNECTIONS = 3
 connection (MQTT 5.0, section 3.1.4), and not every one says why."""
 SUBSCRIBE_AGAIN_SECONDS = 60.0
 SESSION_KEY = "mqtt_session"
+FRAME_BYTES = 40
+"""What a PUBLISH has beside topic, correlation data and payload, at most (MQTT 5.0, section 3.3)."""
 
 
 VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
@@ -71,6 +73,7 @@ class _Connected(msgspec.Struct, frozen=True):
     session_present: bool
     refused: str | None
     wrong_version: bool
+    largest_packet_bytes: int | None
 
 
 class _Connection:
@@ -96,6 +99,7 @@ class _Connection:
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self.session: asyncio.Future[str] = self._loop.create_future()
         self._unacknowledged: dict[int, asyncio.Future[None]] = {}
+        self._largest_packet_bytes: int | None = None
         self._settings = settings
         self._client = self._build()
 
@@ -151,6 +155,10 @@ class _Connection:
                 properties.CorrelationData = correlation
         if self.ended.done():
             raise DisconnectedError(self.ended.result())
+        limit = self._largest_packet_bytes
+        if limit is not None and len(topic.encode()) + len(body) + len(correlation or b"") + FRAME_BYTES > limit:
+            # A broker ends the connection for such a packet: sent again on each, it would hold up all others.
+            raise PublishRefusedError(f"the message has {len(body)} bytes, and it takes packets of {limit} at most")
         acknowledged = self._loop.create_future()
         try:
             sent = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
@@ -234,11 +242,12 @@ class _Connection:
             self._loop.call_soon_threadsafe(function, *values)
 
     def _connected_callback(
-        self, _client: paho.Client, _data: object, flags: paho.ConnectFlags, code: ReasonCode, _properties: object
+        self, _client: paho.Client, _data: object, flags: paho.ConnectFlags, code: ReasonCode, properties: object
     ) -> None:
         refused = str(code) if code.is_failure else None
         wrong_version = code.value == UNSUPPORTED_PROTOCOL_VERSION
-        self._call(self._set_answer, _Connected(flags.session_present, refused, wrong_version))
+        largest = getattr(properties, "MaximumPacketSize", None)
+        self._call(self._set_answer, _Connected(flags.session_present, refused, wrong_version, largest))
 
     def _disconnected_callback(
         self, _client: paho.Client, _data: object, _flags: object, code: ReasonCode, _properties: object
@@ -272,6 +281,7 @@ class _Connection:
     # --- the event loop --------------------------------------------------------------------------------
 
     def _set_answer(self, answer: _Connected) -> None:
+        self._largest_packet_bytes = answer.largest_packet_bytes
         if not self._answered.done():
             self._answered.set_result(answer)
 

@@ -16,7 +16,7 @@ from edged.events.event import Incoming, Outcome
 from edged.events.inbox import Accepted, Inbox
 from edged.events.trigger import TopicRule
 from edged.gateway import mqtt
-from edged.runtime.health import MQTT_SUBSCRIBE_REFUSED, SERVICE_FAILING, ConditionKind, Health
+from edged.runtime.health import MQTT_REFUSED, MQTT_SUBSCRIBE_REFUSED, SERVICE_FAILING, ConditionKind, Health
 from tests.broker import Mosquitto, refusing
 from tests.daemon_process import FAKE_WORKER, DaemonProcess, configure
 from tests.mqtt_client import MqttClient
@@ -366,6 +366,24 @@ async def test_a_refused_subscription_is_named_asked_for_again_and_forgotten_onc
         with MqttClient(broker.port, "sensor", "edged/answer/#") as sensor:
             await ask(sensor, "plant/P7/pressure", "11.8")
     assert refused.startswith("no messages come from plant/+/pressure (")
+
+
+async def test_an_answer_larger_than_the_broker_takes_is_set_aside_and_the_next_one_comes(
+    tmp_path: Path, make_mosquitto: Callable[..., Mosquitto]
+) -> None:
+    broker = await asyncio.to_thread(make_mosquitto, "allow_anonymous true\nmax_packet_size 400")
+    async with daemon(tmp_path / "home", broker) as http:
+        await status(broker, "ok")
+        with MqttClient(broker.port, "sensor", "edged/answer/#") as sensor:
+            await asyncio.to_thread(sensor.publish, "edged/query", {"query": "Oil of pump P7?", "id": "long"})
+            topic, _ = await ask(sensor, "edged/query", {"quary": "?", "id": "short"})
+        body = (await http.get("/health")).json()
+        while (why := condition(body, MQTT_REFUSED)) is None:
+            body = (await http.get("/health")).json()
+    assert topic == "edged/answer/short"
+    assert body["mqtt"]["connected"]
+    assert "edged/answer/long" in why
+    assert "packets of 400 at most" in why
 
 
 async def test_a_defect_in_the_service_is_named_in_health(

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import structlog
 
 from edged.errors import DiskFullError
 from edged.events import outbox as outbox_module
@@ -22,6 +23,7 @@ class Broker:
         self.up = asyncio.Event()
         self.up.set()
         self.got: list[str] = []
+        self.offered: list[str] = []
         self.refused_topics: set[str] = set()
         self.hang_up_next = 0
         self.in_flight = 0
@@ -36,6 +38,7 @@ class Broker:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await asyncio.sleep(0)
+            self.offered.append(message.topic)
             if self.hang_up_next:
                 self.hang_up_next -= 1
                 raise DisconnectedError("gone")
@@ -47,12 +50,19 @@ class Broker:
             self.changed.set()
 
     async def until(self, count: int) -> None:
-        while len(self.got) < count:
+        await self._until(lambda: len(self.got) >= count)
+
+    async def until_offered(self, count: int) -> None:
+        await self._until(lambda: len(self.offered) >= count)
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
             self.changed.clear()
             await self.changed.wait()
 
 
 async def close_one(inbox: Inbox, name: str, prefix: str = "a") -> None:
+    """Close an event: its answer goes to ``<prefix>/<name>``."""
     await inbox.accept(
         Incoming(id=name, source="t", topic="t", payload=b"", reply_topic=None, reply_prefix=prefix, received_at=0.0)
     )
@@ -133,6 +143,95 @@ async def test_a_refused_message_holds_up_nobody_and_is_tried_again(
         await broker.until(7)
         await emptied(inbox)
     assert set(broker.got) == {"good", *(f"bad{number}" for number in range(6))}
+
+
+async def cleared(health: Health) -> None:
+    """Return once nothing is refused any more."""
+    mended = asyncio.Event()
+    health.subscribe(lambda: None if health.holds(MQTT_REFUSED) else mended.set())
+    if health.holds(MQTT_REFUSED):
+        await mended.wait()
+
+
+async def test_however_many_are_refused_good_ones_go_out_at_once_and_the_others_later(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "REFUSED_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(outbox_module, "RETRIES_A_ROUND", 8)
+    refused = [f"bad{number:02d}" for number in range(40)]
+    for name in refused:
+        await close_one(inbox, name, prefix="forbidden")
+    broker, health = Broker(), Health()
+    broker.refused_topics = {f"forbidden/{name}" for name in refused}
+    outbox = Outbox(inbox, broker, health, window=4)
+    async with serving(outbox):
+        for number in range(10):
+            await close_one(inbox, f"good{number}")
+            outbox.wake()
+            await broker.until(number + 1)
+        assert broker.got == [f"good{number}" for number in range(10)]
+        broker.refused_topics = set()
+        await broker.until(50)
+        await emptied(inbox)
+        await cleared(health)
+    assert sorted(broker.got[10:]) == refused
+    assert len(broker.got) == 50
+
+
+async def test_refused_ones_are_tried_again_one_at_a_time_and_so_many_in_a_round(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "REFUSED_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(outbox_module, "RETRIES_A_ROUND", 3)
+    for number in range(5):
+        await close_one(inbox, f"bad{number}", prefix="forbidden")
+    broker = Broker()
+    broker.refused_topics = {f"forbidden/bad{number}" for number in range(5)}
+    outbox = Outbox(inbox, broker, Health(), window=4)
+    async with serving(outbox):
+        await broker.until_offered(5)
+        broker.most_in_flight = 0
+        for round_number, last in enumerate(("bad2", "bad4"), start=1):
+            outbox._begin_round()
+            outbox.wake()
+            await broker.until_offered(5 + (3 if round_number == 1 else 5))
+            assert broker.offered[-1] == f"forbidden/{last}"
+    assert broker.most_in_flight == 1
+
+
+async def test_messages_cut_off_go_out_again_before_later_ones_and_with_refused_ones_between(inbox: Inbox) -> None:
+    names = [f"e{number}" for number in range(6)]
+    for name in names:
+        await close_one(inbox, name)
+    broker = Broker()
+    broker.refused_topics = {"a/e1"}
+    broker.hang_up_next = 4
+    async with serving(Outbox(inbox, broker, Health(), window=4)):
+        await broker.until(5)
+    assert broker.got == ["e0", "e2", "e3", "e4", "e5"]
+
+
+async def test_what_is_refused_for_too_long_is_given_up_and_nothing_else(inbox: Inbox) -> None:
+    for name, prefix in (("bad", "forbidden"), ("good", "a")):
+        await close_one(inbox, name, prefix=prefix)
+    broker = Broker()
+    broker.refused_topics = {"forbidden/bad"}
+    outbox = Outbox(inbox, broker, Health(), window=1)
+    await outbox.give_up(1e12)  # not offered yet
+    assert (await inbox.counts())["outbox"] == 2
+    async with serving(outbox):
+        await broker.until(1)
+        while (await inbox.counts())["outbox"] > 1:  # each look is a turn of the reader's thread
+            pass
+        await outbox.give_up(0.0)  # too young
+        assert (await inbox.counts())["outbox"] == 1
+        with structlog.testing.capture_logs() as lines:
+            await outbox.give_up(1e12)
+    assert (await inbox.counts())["outbox"] == 0
+    assert [(line["event"], line["answers"], line["topics"]) for line in lines] == [
+        ("refused_answers_given_up", 1, ["forbidden/bad"])
+    ]
+    assert await inbox.prune(closed_before=1e12, keep_bytes=10**9) == 2
 
 
 async def test_an_answer_whose_publishing_cannot_be_recorded_is_sent_once(
