@@ -31,7 +31,7 @@ from edged.events.event import Event, Incoming, Outgoing
 from edged.events.inbox import Accepted, Inbox
 from edged.events.outbox import DisconnectedError, PublishRefusedError
 from edged.events.trigger import TopicRule, question_from_value, rule_for
-from edged.gateway.wire import QueryRequest, answer_body, encode, error_body, parse_query
+from edged.gateway.wire import QueryRequest, answer_body, encode, error_body, id_of, parse_query
 from edged.runtime.backoff import pause_seconds
 from edged.runtime.health import MQTT_DOWN, MQTT_SUBSCRIBE_REFUSED, STORE_FAILING, Health
 from edged.types import Answer, Delta, Question, Restarted
@@ -564,6 +564,7 @@ class MqttGateway:
         payload = message.payload
         request: QueryRequest | None = None
         refusal: RequestError | None = None
+        event_id: str | None = None
         rule = self._rule(message.topic)
         if len(payload) > limit:
             refusal = PayloadTooLargeError(
@@ -573,12 +574,13 @@ class MqttGateway:
         elif rule is None:
             try:
                 request = parse_query(payload)
+                event_id = request.id
             except RequestError as error:
-                refusal = error
+                refusal, event_id = error, id_of(payload)
         deadline_ms = request.deadline_ms if request else rule.deadline_ms if rule else None
         expires_s = request.expires_s if request else rule.expires_s if rule else None
         incoming = Incoming(
-            id=request.id if request else None,
+            id=event_id,
             source="mqtt",
             topic=message.topic,
             payload=payload,

@@ -1,5 +1,6 @@
 """What the doors say and understand: one set of strict requests, answers and errors for MQTT and HTTP."""
 
+import codecs
 import difflib
 import json
 from collections.abc import Iterable
@@ -39,7 +40,8 @@ def _not_blank(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_without_nul)]
-EventId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+EVENT_ID = r"[A-Za-z0-9._:-]{1,128}"
+EventId = Annotated[str, StringConstraints(pattern=f"^{EVENT_ID}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,128}$"), AfterValidator(_not_blank)]
 DocumentId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,512}$"), AfterValidator(_not_blank)]
 
@@ -142,6 +144,18 @@ def parse_query(payload: bytes) -> QueryRequest:
         return QueryRequest(query=text)
     except ValidationError as error:
         raise explain(error.errors(), QueryRequest.model_fields) from error
+
+
+class _Named(msgspec.Struct, frozen=True):
+    id: Annotated[str, msgspec.Meta(pattern=rf"^{EVENT_ID}\Z")]  # in Python, $ also stands before a last newline
+
+
+def id_of(payload: bytes) -> str | None:
+    """The sender's id in a payload that is no question for another reason, so that the sender learns of it."""
+    try:
+        return msgspec.json.decode(payload.removeprefix(codecs.BOM_UTF8), type=_Named).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def parse_json(body: str | bytes, model: type[RequestType]) -> RequestType:

@@ -140,6 +140,27 @@ async def test_a_repeated_event_is_answered_from_its_stored_outcome(tmp_path: Pa
     assert 'edged_events_accepted_total{status="closed"} 1.0' in metrics
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"quary": "Oil?"}, {"query": 5}, {"query": "Oil?", "deadline_ms": -1}, {"query": "Oil?", "collection": ""}],
+)
+async def test_the_error_of_a_request_with_a_usable_id_goes_where_its_sender_listens(
+    tmp_path: Path, mosquitto: Mosquitto, wrong: dict[str, Any]
+) -> None:
+    async with daemon(tmp_path / "home", mosquitto):
+        await status(mosquitto, "ok")
+        with MqttClient(mosquitto.port, "sensor", "edged/answer/7") as sensor:
+            _, refused = await ask(sensor, "edged/query", {**wrong, "id": "7"})
+            _, answered = await ask(sensor, "edged/query", {"query": "Oil of pump P7?", "id": "7"})
+            _, again = await ask(sensor, "edged/query", {**wrong, "id": "7"})
+            _, repeated = await ask(sensor, "edged/query", {"query": "Oil of pump P7?", "id": "7"})
+    assert (refused["id"], refused["error"]["code"]) == ("7", "request_invalid")
+    assert answered["citations"][0]["document_id"] == "p7"
+    assert (again["id"], again["error"]) == ("7", refused["error"])
+    assert repeated == answered  # the mistake in between took nothing away
+    assert len({message["answer_id"] for message in (refused, answered, again)}) == 3
+
+
 async def test_an_id_used_again_for_another_question_is_asked_that(tmp_path: Path, mosquitto: Mosquitto) -> None:
     async with daemon(tmp_path / "home", mosquitto) as http:
         await status(mosquitto, "ok")

@@ -37,6 +37,26 @@ def refused(payload: bytes) -> RequestError:
     return caught.value
 
 
+@pytest.mark.parametrize(
+    ("payload", "found"),
+    [
+        (b'{"id": "a-1", "quary": "?"}', "a-1"),
+        (b'\xef\xbb\xbf{"id": "a-1", "query": 5}', "a-1"),
+        (b'{"id": "a 1"}', None),
+        (b'{"id": "a\\n"}', None),
+        (b'{"id": 5}', None),
+        (b'{"id": "a"', None),
+        (b'{"id": "\xff"}', None),
+        (b'["id", "a"]', None),
+        (b'{"query": ' + b'{"a":' * 10_000 + b"1" + b"}" * 10_000 + b', "id": "a"}', None),
+        (b"", None),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_the_id_of_an_unusable_request_is_found_where_it_is_one(payload: bytes, found: str | None) -> None:
+    assert wire.id_of(payload) == found
+
+
 @given(st.binary(max_size=300) | st.text(max_size=100).map(lambda text: b"{" + text.encode("utf-8", "replace")))
 @example(b'{"query":"\\ud800"}')
 @example(b'{"query":"a","deadline_ms":1' + b"0" * 400 + b"}")
