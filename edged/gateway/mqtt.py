@@ -47,6 +47,7 @@ SUBSCRIBE_AGAIN_SECONDS = 60.0
 SESSION_KEY = "mqtt_session"
 FRAME_BYTES = 40
 """What a PUBLISH has beside topic, correlation data and payload, at most (MQTT 5.0, section 3.3)."""
+OFFLINE = {"status": "offline"}
 
 
 VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
@@ -215,7 +216,7 @@ class _Connection:
         client.on_message = self._message_callback
         client.on_publish = self._published_callback
         client.on_subscribe = self._subscribed_callback
-        client.will_set(settings.status_topic, encode({"status": "offline"}), qos=1, retain=True)
+        client.will_set(settings.status_topic, encode(OFFLINE), qos=1, retain=True)
         return client
 
     def _connect(self, host: str, port: int) -> None:
@@ -360,8 +361,7 @@ class MqttGateway:
     def progress(self, event: Event, item: Delta | Restarted) -> None:
         """Show the next piece of a growing answer to whoever listens; only the finished answer is guaranteed."""
         if self._connection is not None:
-            piece = {"delta": item.text} if isinstance(item, Delta) else {"restarted": item.reason}
-            self._connection.show(f"{event.reply_topic}/stream", encode(piece))
+            self._connection.show(f"{event.reply_topic}/stream", piece_message(item))
 
     def status_changed(self) -> None:
         """Publish the retained status again; call it on the event loop."""
@@ -481,8 +481,7 @@ class MqttGateway:
         if not connection.ended.done():
             try:
                 async with asyncio.timeout(1.0):
-                    body = encode({"status": "offline"})
-                    await connection.publish(self._settings.status_topic, body, retain=True)
+                    await connection.publish(self._settings.status_topic, encode(OFFLINE), retain=True)
             except (TimeoutError, DisconnectedError, PublishRefusedError) as error:
                 self._log.debug("mqtt_farewell_failed", error=str(error))
         await connection.close()
@@ -620,6 +619,11 @@ class Rendering:
 def error_message(event_id: str, answer_id: str, error: EdgedError) -> bytes:
     """The message of an event that got no answer; receivers drop repetitions by ``answer_id``."""
     return encode({**error_body(event_id, error), "answer_id": answer_id})
+
+
+def piece_message(item: Delta | Restarted) -> bytes:
+    """The message of a piece of a growing answer."""
+    return encode({"delta": item.text} if isinstance(item, Delta) else {"restarted": item.reason})
 
 
 def _send_at_once(_client: paho.Client, _data: object, connection: Any) -> None:

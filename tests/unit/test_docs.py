@@ -3,6 +3,7 @@
 ``UPDATE_DOCS=1`` writes docs/CONFIG.md anew.
 """
 
+import json
 import os
 import re
 import types
@@ -14,14 +15,21 @@ from typing import Any, Literal
 import msgspec
 import pytest
 import typer
+from pydantic import ValidationError
 
 from edged.cli import app
 from edged.config import LIVE, settings
-from edged.errors import HTTP_STATUS
+from edged.errors import HTTP_STATUS, EdgedError
+from edged.events.event import Event
+from edged.gateway import wire
 from edged.gateway.http import create_app
+from edged.gateway.mqtt import OFFLINE, Rendering, piece_message
+from edged.gateway.wire import QueryRequest
 from edged.probe import profile
 from edged.probe.sample import Cost, Source, Step
-from edged.runtime.health import KINDS
+from edged.runtime.health import KINDS, Health
+from edged.status import StatusBoard
+from edged.types import Answer, Citation, Delta, Restarted, Timings
 
 DOCS = Path(__file__).parents[2] / "docs"
 HEAD = """\
@@ -201,6 +209,71 @@ def test_profile_md_names_every_other_field_every_source_and_every_step(kind: ty
     text = (DOCS / "PROFILE.md").read_text(encoding="utf-8")
     names = [*kind.__struct_fields__, *(each.value for each in (*Source, *Step))]
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_mqtt_md_lists_the_fields_of_a_question_and_no_other() -> None:
+    questions = (DOCS / "MQTT.md").read_text(encoding="utf-8").split("## Questions")[1].split("## Answers")[0]
+    assert re.findall(r"^\| `(\w+)` \|", questions, flags=re.MULTILINE) == list(QueryRequest.model_fields)
+
+
+def mqtt_messages() -> dict[str, bytes]:
+    """One message of each kind, made by the code that makes them; no daemon runs."""
+    event = Event(
+        seq=1, id="e1", source="mqtt", topic="edged/query", payload=b"", reply_topic="edged/answer/e1",
+        correlation=None, received_at=0.0, answer_by=None, expires_at=None,
+    )  # fmt: skip
+    cited = Citation("17.2", 17, "rs-75.md", "RS-75", ("Faults",), "E-217: the oil separator is clogged.", 812, 848)
+    answer = Answer(
+        text="", citations=(cited,), step="generated", note="", model="m", timings=Timings(first_token_ms=1.0)
+    )
+    nobody: Any = None
+    return {
+        "answer": Rendering().answer(event, answer),
+        "error": Rendering().error(event, wire.explain(_typo(), QueryRequest.model_fields)),
+        "delta": piece_message(Delta("E-217 means that")),
+        "restarted": piece_message(Restarted("the worker ended")),
+        "status": wire.encode(StatusBoard(Health(), nobody, nobody, chat=nobody, embed=nobody).summary()),
+        "offline": wire.encode(OFFLINE),
+    }
+
+
+def _typo() -> list[Any]:
+    with pytest.raises(ValidationError) as caught:
+        QueryRequest.model_validate({"quary": "?", "query": "?"})
+    return list(caught.value.errors())
+
+
+def shape(value: Any) -> Any:
+    """The keys, in their order, and the kinds of values."""
+    if isinstance(value, dict):
+        return [(key, shape(inner)) for key, inner in value.items()]
+    return [shape(inner) for inner in value] if isinstance(value, list) else type(value)
+
+
+def test_the_examples_in_mqtt_md_have_the_shape_of_real_messages() -> None:
+    page = (DOCS / "MQTT.md").read_text(encoding="utf-8")
+    examples = dict(re.findall(r"<!-- example: (\w+) -->\n```json\n(.*?)```", page, flags=re.DOTALL))
+    assert wire.parse_query(examples.pop("question").encode()).id is not None
+    made = {kind: json.loads(message) for kind, message in mqtt_messages().items()}
+    assert json.loads(examples["error"])["error"] == made["error"]["error"]
+    made["status"]["conditions"] = ["chat_worker_down"]
+    assert {kind: shape(json.loads(text)) for kind, text in examples.items()} == {
+        kind: shape(message) for kind, message in made.items()
+    }
+
+
+def test_mqtt_md_says_of_each_error_whether_it_may_be_tried_again() -> None:
+    page = (DOCS / "MQTT.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (yes|no) \|", page, flags=re.MULTILINE))
+    known = {kind.code: kind.retryable for kind in error_kinds(EdgedError)}
+    assert rows
+    assert {code: word == "yes" for code, word in rows.items()} == {code: known.get(code) for code in rows}
+
+
+def error_kinds(kind: type[EdgedError]) -> Iterator[type[EdgedError]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from error_kinds(narrower)
 
 
 def test_http_md_lists_every_status_of_an_error() -> None:
