@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
 from edged.errors import ConfigError
+from edged.topics import at_device, check_filter, check_name, matches
 from edged.types import Grammar, JsonSchema, OutputFormat, Priority
 
 ENVIRONMENT_PREFIX = "EDGED_"
@@ -30,6 +31,8 @@ def _path(value: object) -> object:
 
 
 FilePath = Annotated[Path, BeforeValidator(_path)]
+TopicName = Annotated[str, AfterValidator(check_name)]
+TopicFilter = Annotated[str, AfterValidator(check_filter)]
 
 
 LIVE: JsonDict = {"live": True}
@@ -77,16 +80,19 @@ class Mqtt(Section):
     ca_file: FilePath | None = Field(None, description="CA certificates for mqtts://; the system's when unset.")
     cert_file: FilePath | None = Field(None, description="Client certificate for mqtts://.")
     key_file: FilePath | None = Field(None, description="Private key of cert_file.")
-    query_topic: str = Field("edged/query", min_length=1, description="Questions arrive here.")
-    answer_prefix: str = Field(
-        "edged/answer",
-        min_length=1,
-        description="Answers without an MQTT 5 response topic go to <prefix>/<id>.",
+    query_topic: TopicFilter = Field(
+        "edged/query",
+        description="Questions arrive here; + and # are allowed, and $share/GROUP/… where one of several is to answer.",
+    )
+    answer_prefix: TopicName = Field(
+        "edged/answer", description="Answers without an MQTT 5 response topic go to <prefix>/<id>."
     )
     stream_answers: bool = Field(
         False, description="Also publish each answer as it grows, to <answer topic>/stream with QoS 0."
     )
-    status_topic: str = Field("edged/status", min_length=1, description="Retained status and last will.")
+    status_topic: TopicName = Field(
+        "edged/status", description="Retained status and last will; in this and the other topics {device} is filled in."
+    )
     keepalive_seconds: int = Field(30, ge=5, le=65535, description="MQTT keep-alive, seconds.")
     session_expiry_seconds: int = Field(
         604_800,
@@ -108,15 +114,15 @@ class Mqtt(Section):
             raise ValueError("cert_file and key_file go together")
         if self.reconnect_min_seconds > self.reconnect_max_seconds:
             raise ValueError("reconnect_min_seconds exceeds reconnect_max_seconds")
-        if "+" in self.answer_prefix or "#" in self.answer_prefix:
-            raise ValueError("answer_prefix is published to and takes no wildcard")
         return self
 
 
 class Topic(Section):
     """A topic whose messages are plain sensor values, and the question each value asks."""
 
-    filter: str = Field(min_length=1, description="MQTT topic filter; + and # are allowed.")
+    filter: TopicFilter = Field(
+        description="MQTT topic filter; + and # are allowed, and $share/GROUP/… where one of several is to answer."
+    )
     question: str = Field(
         min_length=1,
         description="Question template; {value}, {topic} and {topic[N]} (Nth level, from 0) are filled in.",
@@ -305,10 +311,10 @@ class Probe(Section):
     device: str | None = Field(
         None,
         pattern=r"^[^\x00-\x1f\x7f/+#]+$",
-        description="This device's name in profiles and in their topic; the host name when unset.",
+        description="This device's name in profiles, in its status and in topics; the host name when unset.",
     )
-    topic: str = Field(
-        "edged/{device}/profile", min_length=1, description="Retained profile, of a minute; {device} is filled in."
+    topic: TopicName = Field(
+        "edged/{device}/profile", description="Retained profile, of a minute; {device} is filled in."
     )
     publish_seconds: float = Field(
         60.0, ge=10, description="How often it is published, seconds; on a notable change sooner, every 10 s at most."
@@ -324,8 +330,6 @@ class Probe(Section):
     def _coherent(self) -> Self:
         if not self.weight_memory + self.weight_latency + self.weight_cpu:
             raise ValueError("one of the weights must be more than 0")
-        if "+" in self.topic or "#" in self.topic:
-            raise ValueError("topic is published to and takes no wildcard")
         return self
 
 
@@ -368,6 +372,34 @@ class Config(Section):
                 f"home is too long: its Unix sockets would have {longest} bytes, the kernel takes {SOCKET_PATH_LIMIT}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _hears_not_itself(self) -> Self:
+        """An answer that is an event again is answered again, without end."""
+        own = [f"{self.mqtt.answer_prefix}/id", f"{self.mqtt.answer_prefix}/id/stream", self.mqtt.status_topic]
+        own += [self.probe.topic] * self.probe.enabled
+        heard = {"mqtt.query_topic": self.mqtt.query_topic}
+        heard |= {f"events.topics.{number}.filter": topic.filter for number, topic in enumerate(self.events.topics)}
+        for name, topic_filter in heard.items():
+            if found := next((topic for topic in own if matches(topic_filter, topic)), None):
+                raise ValueError(
+                    f"{name} = '{topic_filter}' takes in {found}, where edged itself publishes: narrow the filter, "
+                    "or move mqtt.answer_prefix, mqtt.status_topic or probe.topic"
+                )
+        return self
+
+    def at_device(self, device: str) -> Self:
+        """The same, with ``{device}`` filled in wherever a topic has it."""
+        named = ("query_topic", "answer_prefix", "status_topic")
+        mqtt = {name: at_device(getattr(self.mqtt, name), device) for name in named}
+        topics = (topic.model_copy(update={"filter": at_device(topic.filter, device)}) for topic in self.events.topics)
+        return self.model_copy(
+            update={
+                "mqtt": self.mqtt.model_copy(update=mqtt),
+                "events": self.events.model_copy(update={"topics": tuple(topics)}),
+                "probe": self.probe.model_copy(update={"topic": at_device(self.probe.topic, device)}),
+            }
+        )
 
     @property
     def run_dir(self) -> Path:

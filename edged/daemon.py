@@ -124,6 +124,7 @@ async def running(
     started = time.monotonic()
     notifier = notifier or Notifier()
     reloader = reloader or Reloader(config, lambda: config, notifier)
+    device, config = _at_this_device(config)
     api_key = _api_key(config)
     health = _health(notifier)
     async with contextlib.AsyncExitStack() as stack:
@@ -154,7 +155,7 @@ async def running(
         await _use_embedder(store, rollouts, health)
 
         answerer = _answerer(config, store, chats, embedders, metrics)
-        profiles = _profiles(config, keeper, metrics, rollouts)
+        profiles = _profiles(config, device, keeper, metrics, rollouts)
         care = _care(
             config,
             keeper,
@@ -170,6 +171,7 @@ async def running(
             health,
             inbox,
             store,
+            device=device,
             chat=functools.partial(_shown, rollouts, "chat", config.chat.model),
             embed=functools.partial(_shown, rollouts, "embed", config.embed.model),
             hardware=functools.partial(hardware_body, care, restraint),
@@ -201,7 +203,7 @@ async def running(
         stack.push_async_callback(server.stop, HTTP_GRACE_SECONDS)
         notifier.ready()
         supervisor.start("watchdog", functools.partial(feed_watchdog, notifier, lambda: _answer(inbox, store)))
-        reloader.on_change(functools.partial(_use_live_settings, answerer, admission, mqtt))
+        reloader.on_change(functools.partial(_use_live_settings, answerer, admission, mqtt, device))
         supervisor.start("reload", functools.partial(reloader.run, health))
         supervisor.start("ready", functools.partial(_ready, health, rollouts, started))
         try:
@@ -212,18 +214,26 @@ async def running(
             profiles.close()
 
 
+def _at_this_device(config: Config) -> tuple[str, Config]:
+    """This device's name for the time of this run, and the configuration with it in its topics."""
+    device = config.probe.device or socket.gethostname()
+    return device, config.at_device(device)
+
+
 async def _answer(inbox: Inbox, store: KnowledgeStore) -> None:
     """Return once both stores have answered. Raises :class:`StoreError`."""
     await inbox.database.answer()
     await store.database.answer()
 
 
-def _use_live_settings(answerer: Answerer, admission: Admission, mqtt: MqttGateway, config: Config) -> None:
+def _use_live_settings(
+    answerer: Answerer, admission: Admission, mqtt: MqttGateway, device: str, config: Config
+) -> None:
     """What ``config.py`` marks as live, beside what reads the reloader's configuration each time."""
     log.configure(config.log.level)
     answerer.use(_answer_settings(config), near=config.rag.near)
     admission.use_limit(config.events.max_pending)
-    mqtt.use_rules([_rule(topic) for topic in config.events.topics])
+    mqtt.use_rules([_rule(topic) for topic in config.at_device(device).events.topics])
 
 
 def _health(notifier: Notifier) -> Health:
@@ -281,6 +291,7 @@ def _start_events(
         admission=admission,
         on_accepted=accepted,
         status=board.summary,
+        farewell=board.farewell(),
     )
     outbox = Outbox(inbox, mqtt, health, window=config.events.outbox_window)
     dispatcher = Dispatcher(
@@ -405,10 +416,10 @@ def _watch_device(metrics: Metrics, care: Care, restraint: Restraint) -> None:
 # --- profiles --------------------------------------------------------------------------------------
 
 
-def _profiles(config: Config, keeper: Keeper, metrics: Metrics, rollouts: Rollouts) -> Profiles:
+def _profiles(config: Config, name: str, keeper: Keeper, metrics: Metrics, rollouts: Rollouts) -> Profiles:
     probe, machine = config.probe, keeper.machine
     device = Device(
-        id=probe.device or socket.gethostname(),
+        id=name,
         software=__version__,
         cores={core.number: core.speed for core in machine.cores},
         quota_cores=machine.quota_cores,
@@ -482,9 +493,7 @@ def _start_upkeep(
     supervisor.start("probe-stand-in", feed.stand_in)
     supervisor.start("profile-socket", Broadcast(profiles, config.profile_socket).run)
     if config.mqtt.enabled:
-        device = profiles.device.id.translate(dict.fromkeys(map(ord, "/+#"), "-"))
-        topic = config.probe.topic.replace("{device}", device)
-        publish = functools.partial(mqtt.retain, topic)
+        publish = functools.partial(mqtt.retain, config.probe.topic)
         supervisor.start("profile-publish", Publisher(profiles, publish, config.probe.publish_seconds).run)
 
 

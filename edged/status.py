@@ -37,6 +37,7 @@ class StatusBoard:
         inbox: Inbox,
         store: KnowledgeStore,
         *,
+        device: str,
         chat: Callable[[], NamedWorker],
         embed: Callable[[], NamedWorker],
         hardware: Callable[[], wire.HardwareBody | None] = lambda: None,
@@ -45,6 +46,7 @@ class StatusBoard:
         self._health = health
         self._inbox = inbox
         self._store = store
+        self._device = device
         self._chat = chat
         self._embed = embed
         self._hardware = hardware
@@ -112,9 +114,14 @@ class StatusBoard:
         """The retained MQTT status."""
         return {
             "status": self._health.status(),
+            "device": self._device,
             "version": __version__,
             "conditions": [held.code for held in self._health.conditions()],
         }
+
+    def farewell(self) -> dict[str, object]:
+        """The retained MQTT status of a daemon that is gone: its last words, and its last will."""
+        return {"status": "offline", "device": self._device}
 
     def watching(self, documents: Documents) -> Documents:
         """The same documents; a change to them is noticed here."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from edged.errors import RequestError
+from edged.topics import matches
 from edged.types import OutputFormat, Priority, Question
 
 LONGEST_VALUE_CHARACTERS = 512
@@ -23,19 +24,6 @@ class TopicRule(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     priority: Priority = "interactive"
     output: OutputFormat | None = None
-
-
-def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a topic falls under a filter with ``+`` and ``#`` (MQTT 5.0, section 4.7)."""
-    wanted, levels = topic_filter.split("/"), topic.split("/")
-    if topic.startswith("$") and wanted[0] in ("+", "#"):
-        return False
-    for index, level in enumerate(wanted):
-        if level == "#":
-            return True
-        if index >= len(levels) or level not in ("+", levels[index]):
-            return False
-    return len(wanted) == len(levels)
 
 
 def rule_for(topic: str, rules: Sequence[TopicRule]) -> TopicRule | None:

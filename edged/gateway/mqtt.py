@@ -34,6 +34,7 @@ from edged.events.trigger import TopicRule, question_from_value, rule_for
 from edged.gateway.wire import QueryRequest, answer_body, encode, error_body, id_of, parse_query
 from edged.runtime.backoff import pause_seconds
 from edged.runtime.health import MQTT_DOWN, MQTT_SUBSCRIBE_REFUSED, STORE_FAILING, Health
+from edged.topics import matches
 from edged.types import Answer, Delta, Question, Restarted
 
 UNSUPPORTED_PROTOCOL_VERSION = 132  # MQTT 5.0, section 3.2.2.2
@@ -47,7 +48,6 @@ SUBSCRIBE_AGAIN_SECONDS = 60.0
 SESSION_KEY = "mqtt_session"
 FRAME_BYTES = 40
 """What a PUBLISH has beside topic, correlation data and payload, at most (MQTT 5.0, section 3.3)."""
-OFFLINE = {"status": "offline"}
 
 
 VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
@@ -90,6 +90,8 @@ class _Connection:
         version: MQTTProtocolVersion,
         on_message: Callable[["_Connection", _Message], None],
         on_subscribed: Callable[[str, str | None], None],
+        *,
+        will: bytes,
     ) -> None:
         self.version = version
         self._loop = asyncio.get_running_loop()
@@ -102,6 +104,7 @@ class _Connection:
         self._unacknowledged: dict[int, asyncio.Future[None]] = {}
         self._largest_packet_bytes: int | None = None
         self._settings = settings
+        self._will = will
         self._client = self._build()
 
     @property
@@ -216,7 +219,7 @@ class _Connection:
         client.on_message = self._message_callback
         client.on_publish = self._published_callback
         client.on_subscribe = self._subscribed_callback
-        client.will_set(settings.status_topic, encode(OFFLINE), qos=1, retain=True)
+        client.will_set(settings.status_topic, self._will, qos=1, retain=True)
         return client
 
     def _connect(self, host: str, port: int) -> None:
@@ -325,7 +328,9 @@ class MqttGateway:
         admission: Admission,
         on_accepted: Callable[[Accepted], None],
         status: Callable[[], dict[str, object]],
+        farewell: dict[str, object],
     ) -> None:
+        """``status`` makes the retained status; ``farewell`` is what it is when this is gone, also by the last will."""
         self._settings = settings
         self._inbox = inbox
         self._health = health
@@ -333,6 +338,7 @@ class MqttGateway:
         self._admission = admission
         self._on_accepted = on_accepted
         self._status = status
+        self._farewell_body = encode(farewell)
         self._version = VERSIONS["5" if settings.protocol == "auto" else settings.protocol]
         self._connection: _Connection | None = None
         self._is_connected = asyncio.Event()
@@ -433,7 +439,9 @@ class MqttGateway:
 
     async def _serve_once(self) -> tuple[str, float]:
         """One connection from beginning to end; returns why it ended and for how many seconds it served."""
-        connection = _Connection(self._settings, self._version, self._received, self._subscribed)
+        connection = _Connection(
+            self._settings, self._version, self._received, self._subscribed, will=self._farewell_body
+        )
         try:
             answer = await connection.open()
             if answer.wrong_version:
@@ -481,7 +489,7 @@ class MqttGateway:
         if not connection.ended.done():
             try:
                 async with asyncio.timeout(1.0):
-                    await connection.publish(self._settings.status_topic, encode(OFFLINE), retain=True)
+                    await connection.publish(self._settings.status_topic, self._farewell_body, retain=True)
             except (TimeoutError, DisconnectedError, PublishRefusedError) as error:
                 self._log.debug("mqtt_farewell_failed", error=str(error))
         await connection.close()
@@ -596,7 +604,7 @@ class MqttGateway:
         return incoming, refusal
 
     def _rule(self, topic: str) -> TopicRule | None:
-        return None if topic == self._settings.query_topic else rule_for(topic, self._rules)
+        return None if matches(self._settings.query_topic, topic) else rule_for(topic, self._rules)
 
     def decide(self, event: Event) -> Question:
         """The question of an accepted event. Raises :class:`RequestError`."""

@@ -105,7 +105,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path, text: s
         ("[http]\ntls_cert = '/c.pem'\n", "tls_cert and tls_key go together"),
         ("[mqtt]\nurl = 'tcp://a'\n", "'tcp://a' is not mqtt://host:port"),
         ("[mqtt]\nurl = 'mqtt://me:secret@a'\n", "mqtt.password_file"),
-        ("[mqtt]\nanswer_prefix = 'a/#'\n", "takes no wildcard"),
+        ("[mqtt]\nanswer_prefix = 'a/#'\n", "[mqtt] answer_prefix = 'a/#'"),
+        ("[mqtt]\nstatus_topic = 'a/+'\n", "takes no wildcard"),
+        ("[mqtt]\nquery_topic = 'a/#/b'\n", "[mqtt] query_topic = 'a/#/b'"),
+        ("[mqtt]\nquery_topic = 'edged/#'\n", "takes in edged/answer/id, where edged itself publishes"),
+        ("[[events.topics]]\nfilter = 'a+'\nquestion = 'b'\n", "[events.topics.0] filter = 'a+'"),
+        ("[[events.topics]]\nfilter = '+/status'\nquestion = 'b'\n", "events.topics.0.filter = '+/status' takes in"),
         ("[mqtt]\nreconnect_min_seconds = 90.0\n", "exceeds reconnect_max_seconds"),
         ("[[events.topics]]\nfilter = 'a'\n", "[events.topics.0] question"),
     ],
@@ -161,6 +166,22 @@ def test_a_profile_needs_a_weight_a_topic_without_wildcards_and_a_name_that_fits
     assert "one of the weights" in refused(tmp_path, weightless).message
     assert "takes no wildcard" in refused(tmp_path, "[probe]\ntopic = 'edged/+/profile'\n").message
     assert "[probe] device" in refused(tmp_path, "[probe]\ndevice = 'a/b'\n").message
+
+
+def test_a_devices_name_is_filled_in_wherever_a_topic_has_its_place(tmp_path: Path) -> None:
+    text = """
+        [mqtt]
+        query_topic = "$share/{device}/edged/{device}/query"
+        answer_prefix = "edged/{device}/answer"
+        status_topic = "edged/{device}/status"
+        [[events.topics]]
+        filter = "plant/{device}/+"
+        question = "Why {value}?"
+    """
+    there = load(written(tmp_path, text), {}).at_device("box/7")
+    assert there.mqtt.query_topic == "$share/box-7/edged/box-7/query"
+    assert (there.mqtt.answer_prefix, there.mqtt.status_topic) == ("edged/box-7/answer", "edged/box-7/status")
+    assert (there.events.topics[0].filter, there.probe.topic) == ("plant/box-7/+", "edged/box-7/profile")
 
 
 def test_paths_may_start_with_the_users_home(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from edged.config import Events
-from edged.events.trigger import TopicRule, matches, question_from_value, rule_for
+from edged.events.trigger import TopicRule, question_from_value, rule_for
 from edged.gateway.wire import parse_query
+from edged.topics import matches
 
 ROOT = Path(__file__).resolve().parents[2]
 MANUALS = ROOT / "edged" / "demo" / "manuals"

@@ -5,32 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.errors import RequestError
-from edged.events.trigger import TopicRule, matches, question_from_value, rule_for
+from edged.events.trigger import TopicRule, question_from_value, rule_for
 
 RULE = TopicRule(filter="plant/+/temperature", question="{topic[1]} at {value} °C ({topic}): what to do?", max_tokens=9)
-
-
-@pytest.mark.parametrize(
-    ("topic_filter", "topic", "expected"),
-    [
-        ("a/b", "a/b", True),
-        ("a/b", "a/b/c", False),
-        ("a/+", "a/b", True),
-        ("a/+", "a/b/c", False),
-        ("a/+/c", "a/b/c", True),
-        ("a/#", "a", True),
-        ("a/#", "a/b/c", True),
-        ("#", "a/b", True),
-        ("+", "a", True),
-        ("+", "/a", False),
-        ("+/+", "/a", True),
-        ("#", "$SYS/uptime", False),
-        ("+/uptime", "$SYS/uptime", False),
-        ("$SYS/#", "$SYS/uptime", True),
-    ],
-)
-def test_filters_match_as_the_mqtt_specification_says(topic_filter: str, topic: str, expected: bool) -> None:
-    assert matches(topic_filter, topic) is expected
 
 
 def test_the_first_matching_rule_wins() -> None:
