@@ -372,27 +372,19 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _findings(config: "Config") -> Iterator[Finding]:
-    from edged.config import split_listen
-    from edged.gateway.http import is_loopback
+    from edged import credentials
+    from edged.config import is_loopback, split_listen
+    from edged.runtime import home
 
-    files = {
-        "http.tls_cert": config.http.tls_cert,
-        "http.tls_key": config.http.tls_key,
-        "mqtt.password_file": config.mqtt.password_file,
-        "mqtt.ca_file": config.mqtt.ca_file,
-        "mqtt.cert_file": config.mqtt.cert_file,
-        "mqtt.key_file": config.mqtt.key_file,
-    }
-    for name, file in files.items():
-        if file is not None and not os.access(file, os.R_OK):
-            yield Finding("error", f"{name} = {file} cannot be read", "correct the path or its permissions")
-    is_open = not is_loopback(split_listen(config.http.listen)[0])
-    if is_open and not os.access(config.api_key_path, os.R_OK):
-        hint = f"make one: (umask 077; openssl rand -hex 32 > {config.api_key_path})"
-        yield Finding("error", f"{config.http.listen} is open to others and there is no API key", hint)
-    if is_open and config.http.tls_cert is None:
+    for refusal in (*home.refusals(config), *credentials.refusals(config)):
+        yield Finding("error", refusal.message, refusal.hint)
+    if not is_loopback(split_listen(config.http.listen)[0]) and config.http.tls_cert is None:
         hint = "set http.tls_cert and http.tls_key: the API key travels in the clear"
         yield Finding("warning", f"{config.http.listen} is served without TLS", hint)
+    with contextlib.suppress(EdgedError):  # a certificate that cannot be used at all was told above
+        if objection := credentials.objection(config.http, time.time()):
+            hint = "replace http.tls_cert and http.tls_key, and restart edged; the device's clock must be right too"
+            yield Finding("warning", f"http.tls_cert {config.http.tls_cert}, as clients see it: {objection}", hint)
     yield from _model_findings(config)
     yield from _service_findings(config)
 
@@ -407,16 +399,16 @@ def _service_findings(config: "Config") -> Iterator[Finding]:
 
 
 def _model_findings(config: "Config") -> Iterator[Finding]:
-    catalog = _catalog(config)
-    for section, model in (("chat", config.chat), ("embed", config.embed)):
-        if model.path is not None:
-            if not os.access(model.path, os.R_OK):
-                yield Finding("warning", f"{section}.path = {model.path} cannot be read", "correct the path")
-            continue
+    from edged.models.rollout import ROLES
+    from edged.serving.launch import Launcher
+
+    launcher = Launcher(config, _catalog(config), {})
+    for role in ROLES:
+        name = launcher.configured(role)
         try:
-            catalog.path(model.model)
+            launcher.locate(role, name)
         except EdgedError as error:
-            yield Finding("warning", f"{section}.model: {error.message}", error.hint)
+            yield Finding("warning", f"{role}: {error.message}", launcher.advice(role, name))
 
 
 @app.command()

@@ -6,6 +6,7 @@ the error messages are derived from these declarations.
 
 import difflib
 import functools
+import ipaddress
 import json
 import os
 import tomllib
@@ -445,6 +446,18 @@ def split_listen(listen: str) -> tuple[str, int]:
     if not separator or not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"'{listen}' is not host:port, such as 127.0.0.1:3000")
     return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address can only mean this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 def split_broker_url(url: str) -> tuple[str, int, bool]:

@@ -15,16 +15,15 @@ import structlog
 from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
 
-from edged import __version__, log
-from edged.config import Config, Topic, split_listen
-from edged.errors import ConfigError
+from edged import __version__, credentials, log
+from edged.config import Config, Topic, is_loopback, split_listen
 from edged.events.admission import Admission
 from edged.events.dispatch import Dispatcher
 from edged.events.event import Event, Outcome
 from edged.events.inbox import Accepted, Inbox
 from edged.events.outbox import Outbox
 from edged.events.trigger import TopicRule
-from edged.gateway.http import HttpServer, create_app, is_loopback
+from edged.gateway.http import HttpServer, create_app
 from edged.gateway.mqtt import MqttGateway, Rendering
 from edged.hardware import detect
 from edged.hardware.thermal import Thermometer
@@ -125,7 +124,7 @@ async def running(
     notifier = notifier or Notifier()
     reloader = reloader or Reloader(config, lambda: config, notifier)
     device, config = _at_this_device(config)
-    api_key = _api_key(config)
+    api_key = credentials.require(config)
     health = _health(notifier)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(hold_home(config))
@@ -507,24 +506,6 @@ def _one_blas_thread() -> threadpool_limits:
     busy processes.
     """
     return threadpool_limits(limits=1, user_api="blas")
-
-
-def _api_key(config: Config) -> str | None:
-    """The key that requests must carry; none on loopback."""
-    host, _ = split_listen(config.http.listen)
-    if is_loopback(host):
-        return None
-    path = config.api_key_path
-    try:
-        key = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"http.listen {config.http.listen} is open to others and there is no API key in {path}",
-            hint=f"make one: (umask 077; openssl rand -hex 32 > {path})",
-        ) from error
-    if len(key) < 16:
-        raise ConfigError(f"the API key in {path} is too short", hint="use at least 16 characters")
-    return key
 
 
 def _answerer(

@@ -24,7 +24,8 @@ MAY_BLOCK = {
     # So of the socket for profiles.
     "edged/probe/broadcast.py": {"_listen", "run"},
     # Before the daemon serves anybody, nobody waits for the loop.
-    "edged/daemon.py": {"_one_blas_thread", "_api_key"},
+    "edged/daemon.py": {"_one_blas_thread"},
+    "edged/credentials.py": {"require", "server_context"},
     "edged/runtime/home.py": {"hold_home"},
     "edged/hardware/detect.py": {"cpu_flags"},
     # What the kernel makes up waits for no disk.

@@ -6,7 +6,6 @@ The session that is asked for ends with the connection. mosquitto does not tell 
 (``persistent_client_expiration``; eclipse-mosquitto/mosquitto issue 3616).
 """
 
-import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,9 +17,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edged import credentials
 from edged.config import Mqtt, split_broker_url
 from edged.doctor.device import Device
 from edged.doctor.finding import Finding, fail, ok, skip, warn
+from edged.errors import ConfigError
 
 ANSWER_SECONDS = 3.0
 STEP_SECONDS = 0.2
@@ -64,11 +65,10 @@ def read_broker(device: Device) -> Broker:
             reply = _connect(settings, version, filters)
             if reply is not None and reply.code != UNSUPPORTED_VERSION:
                 return Broker(settings, reply)
-    except UnicodeDecodeError:
-        return Broker(settings, None, f"{settings.password_file} is no UTF-8 text")
-    except OSError as error:  # no connection, or a file of the credentials that cannot be used
-        file = f"{error.filename}: " if error.filename else ""
-        return Broker(settings, None, f"{file}{error.strerror or error}")
+    except ConfigError as error:
+        return Broker(settings, None, error.message)
+    except OSError as error:
+        return Broker(settings, None, error.strerror or str(error))
     return Broker(settings, None, f"it accepts a connection, but does not answer in MQTT {' or '.join(versions)}")
 
 
@@ -126,13 +126,8 @@ def _client(settings: Mqtt, version: str) -> paho.Client:
     )
     client.connect_timeout = ANSWER_SECONDS
     if settings.username is not None:
-        file = settings.password_file
-        password = None if file is None else file.read_text(encoding="utf-8").rstrip("\r\n")
-        client.username_pw_set(settings.username, password)
-    if split_broker_url(settings.url)[2]:
-        context = ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
-        if settings.cert_file is not None:
-            context.load_cert_chain(settings.cert_file, settings.key_file)
+        client.username_pw_set(settings.username, credentials.password(settings))
+    if (context := credentials.client_context(settings)) is not None:
         client.tls_set_context(context)
     return client
 

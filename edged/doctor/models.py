@@ -221,7 +221,8 @@ def _checked(choice: Choice, until: float) -> Checked:
         read_header(choice.path)
         return Checked(choice.name, choice.sha256, _sha256(choice.path, until))
     except EdgedError as error:
-        return Checked(choice.name, "", None, error.message, f"edged models pull {choice.name}")
+        fix = error.hint if choice.name == str(choice.path) else f"edged models pull {choice.name}"
+        return Checked(choice.name, "", None, error.message, fix)
     except OSError as error:
         problem = f"{choice.path} cannot be read: {error.strerror}"
         return Checked(choice.name, "", None, problem, f"sudo chmod a+r {choice.path}")

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import socket
-import ssl
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
@@ -27,7 +25,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edged import __version__
+from edged import __version__, credentials
+from edged.config import is_loopback
 from edged.errors import (
     ConfigError,
     EdgedError,
@@ -471,18 +470,6 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0]
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a name or address can only mean this machine."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
-
-
 # --- the server ------------------------------------------------------------------------------------
 
 
@@ -597,13 +584,8 @@ class HttpServer:
             ssl_certfile=self._tls_cert,
             ssl_keyfile=self._tls_key,
         )
-        try:
-            config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(
-                f"cannot use the TLS certificate {self._tls_cert} with the key {self._tls_key}: {error}",
-                hint="http.tls_cert and http.tls_key must be readable PEM files that belong together",
-            ) from error
+        credentials.server_context(self._tls_cert, self._tls_key)  # its errors say what uvicorn's do not
+        config.load()
         return config
 
 

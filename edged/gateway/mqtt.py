@@ -8,7 +8,6 @@ import asyncio
 import functools
 import random
 import socket
-import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -24,8 +23,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edged import credentials
 from edged.config import Mqtt, split_broker_url
-from edged.errors import ConfigError, EdgedError, IdReusedError, PayloadTooLargeError, RequestError
+from edged.errors import EdgedError, IdReusedError, PayloadTooLargeError, RequestError
 from edged.events.admission import Admission
 from edged.events.event import Event, Incoming, Outgoing
 from edged.events.inbox import Accepted, Inbox
@@ -226,9 +226,9 @@ class _Connection:
         """Read the credentials' files and connect; blocks until TCP stands, the rest is paho's thread's."""
         settings, keepalive = self._settings, self._settings.keepalive_seconds
         if settings.username is not None:
-            self._client.username_pw_set(settings.username, _password(settings))
-        if split_broker_url(settings.url)[2]:
-            self._client.tls_set_context(_tls(settings))
+            self._client.username_pw_set(settings.username, credentials.password(settings))
+        if (context := credentials.client_context(settings)) is not None:
+            self._client.tls_set_context(context)
         self._client.connect_timeout = CONNECT_TIMEOUT_SECONDS
         if self.is_version_5:
             properties = Properties(PacketTypes.CONNECT)
@@ -651,27 +651,3 @@ def _reply_topic(message: _Message) -> str | None:
     """Where the sender wants the answer; a topic that cannot be published to is as none."""
     wanted = message.response_topic
     return None if not wanted or any(mark in wanted for mark in "+#\0") else wanted
-
-
-def _password(settings: Mqtt) -> str | None:
-    if settings.password_file is None:
-        return None
-    try:
-        return settings.password_file.read_text(encoding="utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read mqtt.password_file {settings.password_file}: {error.strerror}",
-            hint="let edged's user read the file",
-        ) from error
-
-
-def _tls(settings: Mqtt) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
-        if settings.cert_file is not None:
-            context.load_cert_chain(settings.cert_file, settings.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"cannot load the TLS files of [mqtt]: {error}", hint="check mqtt.ca_file, cert_file and key_file"
-        ) from error
-    return context

@@ -39,10 +39,14 @@ EMBED_DOWN = ConditionKind(
     "embed_worker_down", Severity.DEGRADED, "retrieval uses keywords alone and documents cannot be added"
 )
 CHAT_MODEL_MISSING = ConditionKind(
-    "chat_model_missing", Severity.DEGRADED, "run 'edged models pull', then restart edged"
+    "chat_model_missing",
+    Severity.DEGRADED,
+    "run 'edged models pull', or correct chat.path where that is set; then restart edged",
 )
 EMBED_MODEL_MISSING = ConditionKind(
-    "embed_model_missing", Severity.DEGRADED, "run 'edged models pull', then restart edged"
+    "embed_model_missing",
+    Severity.DEGRADED,
+    "run 'edged models pull', or correct embed.path where that is set; then restart edged",
 )
 VECTORS_STALE = ConditionKind(
     "vectors_of_another_embedder",
@@ -206,13 +210,17 @@ class Health:
         self._listeners: list[Callable[[], None]] = []
         self._log = structlog.get_logger("health")
 
-    def set(self, kind: ConditionKind, text: str) -> None:
-        """Say that ``kind`` holds now. The time of its first setting is kept while it holds."""
+    def set(self, kind: ConditionKind, text: str, *, hint: str | None = None) -> None:
+        """Say that ``kind`` holds now; ``hint`` where this case needs another one than its kind's.
+
+        The time of its first setting is kept while it holds.
+        """
+        hint = kind.hint if hint is None else hint
         held = self._held.get(kind.code)
-        if held is not None and held.text == text:
+        if held is not None and (held.text, held.hint) == (text, hint):
             return
         since = held.since if held is not None else self._clock()
-        self._held[kind.code] = Condition(kind.code, kind.severity, text, kind.hint, since)
+        self._held[kind.code] = Condition(kind.code, kind.severity, text, hint, since)
         log = self._log.info if kind.severity is Severity.INFO else self._log.warning
         log("condition_set", condition=kind.code, severity=kind.severity.value, text=text)
         self._notify()

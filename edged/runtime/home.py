@@ -3,10 +3,25 @@
 import contextlib
 import errno
 import fcntl
+import os
 from collections.abc import Iterator
 
 from edged.config import Config
-from edged.errors import ConfigError, DiskFullError, HomeInUseError
+from edged.errors import ConfigError, DiskFullError, EdgedError, HomeInUseError
+
+
+def refusals(config: Config) -> Iterator[EdgedError]:
+    """Why the home directory could not be used; makes nothing."""
+    there = config.run_dir
+    try:
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        yield _unusable(config, error)
 
 
 @contextlib.contextmanager
@@ -20,10 +35,7 @@ def hold_home(config: Config) -> Iterator[None]:
         config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (config.run_dir / "lock").open("w")
     except OSError as error:
-        kind = DiskFullError if error.errno == errno.ENOSPC else ConfigError
-        raise kind(
-            f"cannot use the home directory {config.home}: {error.strerror}", hint="set EDGED_HOME to one you may write"
-        ) from error
+        raise _unusable(config, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -32,3 +44,10 @@ def hold_home(config: Config) -> Iterator[None]:
                 f"another edged runs in {config.home}", hint="stop it, or give this one its own home (EDGED_HOME)"
             ) from error
         yield
+
+
+def _unusable(config: Config, error: OSError) -> EdgedError:
+    kind = DiskFullError if error.errno == errno.ENOSPC else ConfigError
+    return kind(
+        f"cannot use the home directory {config.home}: {error.strerror}", hint="set EDGED_HOME to one you may write"
+    )

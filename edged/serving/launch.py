@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 
 from edged.config import Chat, Config, Embed
-from edged.errors import ModelError
+from edged.errors import ModelError, ModelNotFoundError
 from edged.models import memory
-from edged.models.catalog import Catalog
+from edged.models.catalog import Catalog, ModelInfo
 from edged.models.gguf import GgufHeader, read_header
 from edged.models.manifest import Prefixes, TemplateSource
 from edged.models.rollout import Role
@@ -73,24 +73,41 @@ class Launcher:
 
         Raises :class:`ModelError`: unknown, not installed, broken, or of the other kind.
         """
-        path = Path(name) if name == str(self._section(role).path) else None
-        info = None if path is not None else self._catalog.info(name)
-        if info is not None and info.kind != role:
-            raise ModelError(
-                f"'{name}' is of the kind {info.kind}, not {role}",
-                hint="activate embedding models with --embed, chat models without",
-            )
-        file = path if path is not None else self._catalog.path(name)
-        header = read_header(file)
+        file, header, info = self.locate(role, name)
         source: TemplateSource = "gguf" if header.chat_template else "plain"
         return Model(
             asked=name,
             path=file,
             header=header,
-            identity=self._catalog.identity(name if path is None else path),
+            identity=self._catalog.identity(file if info is None else name),
             template=ChatTemplate.of(info.template if info else source, header) if role == "chat" else None,
             prefixes=info.prefixes if info else Prefixes(),
         )
+
+    def locate(self, role: Role, name: str) -> tuple[Path, GgufHeader, ModelInfo | None]:
+        """Its file, that file's header, and what the catalogue says of it. Blocks. Raises as :meth:`find`."""
+        if name == str(self._section(role).path):
+            return Path(name), read_header(Path(name)), None
+        info = self._catalog.info(name)
+        if info.kind != role:
+            raise ModelError(
+                f"'{name}' is of the kind {info.kind}, not {role}",
+                hint="activate embedding models with --embed, chat models without",
+            )
+        file = self._catalog.path(name)
+        return file, read_header(file), info
+
+    def advice(self, role: Role, name: str) -> str:
+        """What to do where what is configured, or was activated, cannot be found. Blocks."""
+        if name == str(self._section(role).path):
+            return f"put a GGUF model there that edged may read, or correct {role}.path; then restart edged"
+        try:
+            info = self._catalog.info(name)
+        except ModelNotFoundError as error:
+            return f"correct {role}.model: {error.hint.rstrip('?')}; then restart edged"
+        if info.kind != role:
+            return f"let {role}.model name a model of the kind {role} ('edged models list'); then restart edged"
+        return f"run 'edged models pull {name}', then restart edged"
 
     def verify(self, model: Model) -> None:
         """Read the whole file again; it blocks. Raises :class:`ChecksumError` or :class:`GgufError` for a wrong one."""

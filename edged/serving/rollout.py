@@ -223,7 +223,8 @@ class Rollouts:
         try:
             return await asyncio.to_thread(self._launcher.find, role, name)
         except EdgedError as error:
-            self._health.set(self._roles[role].missing, error.message)
+            hint = await asyncio.to_thread(self._launcher.advice, role, name)
+            self._health.set(self._roles[role].missing, error.message, hint=hint)
             return None
 
     async def settled(self) -> None:

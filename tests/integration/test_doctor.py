@@ -150,7 +150,7 @@ def test_a_password_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     found = ask_broker("mqtt://127.0.0.1:1", username="edged", password_file=str(missing))
     assert found.level is Level.FAIL
-    assert f"{missing}: No such file" in found.what
+    assert f"mqtt.password_file {missing} cannot be read: No such file" in found.what
 
 
 def test_the_limits_that_a_broker_announces_are_compared_with_the_settings(

@@ -195,7 +195,34 @@ def test_check_fails_when_the_daemon_could_not_start(monkeypatch: pytest.MonkeyP
 def test_check_passes_with_warnings_where_models_are_missing() -> None:
     result = edged("check", "--json")
     assert result.exit_code == 0
-    assert {finding["severity"] for finding in json.loads(result.stdout)["findings"]} == {"warning"}
+    findings = json.loads(result.stdout)["findings"]
+    assert {finding["severity"] for finding in findings} == {"warning"}
+    assert "run 'edged models pull smollm2-135m-instruct', then restart edged" in [found["hint"] for found in findings]
+
+
+def test_check_advises_about_a_models_path_and_about_an_unknown_name_by_what_would_help(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGED_CHAT__PATH", str(home / "none.gguf"))
+    monkeypatch.setenv("EDGED_EMBED__MODEL", "all-minilm-l6-v3")
+    chat, embed = json.loads(edged("check", "--json").stdout)["findings"]
+    assert "correct chat.path" in chat["hint"]
+    assert "pull" not in chat["hint"]
+    assert embed["hint"].startswith("correct embed.model: did you mean all-minilm-l6-v2")
+
+
+def test_check_fails_for_what_the_start_or_the_broker_would_refuse(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGED_HTTP__LISTEN", "0.0.0.0:3000")
+    monkeypatch.setenv("EDGED_MQTT__USERNAME", "me")
+    monkeypatch.setenv("EDGED_MQTT__PASSWORD_FILE", str(home / "none"))
+    (home / "home").mkdir()
+    (home / "home/api-key").write_text("short")
+    result = edged("check")
+    assert result.exit_code == 1
+    assert "error: the API key in" in result.stdout
+    assert "error: mqtt.password_file" in result.stdout
+    monkeypatch.setenv("EDGED_MQTT__QUERY_TOPIC", "a/#/b")
+    assert "[mqtt] query_topic = 'a/#/b'" in edged("check").stderr
 
 
 # --- with a daemon ---------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from edged.errors import HTTP_STATUS, EdgedError
 from edged.events.event import Event
 from edged.gateway import wire
 from edged.gateway.http import create_app
-from edged.gateway.mqtt import OFFLINE, Rendering, piece_message
+from edged.gateway.mqtt import Rendering, piece_message
 from edged.gateway.wire import QueryRequest
 from edged.probe import profile
 from edged.probe.sample import Cost, Source, Step
@@ -227,13 +227,14 @@ def mqtt_messages() -> dict[str, bytes]:
         text="", citations=(cited,), step="generated", note="", model="m", timings=Timings(first_token_ms=1.0)
     )
     nobody: Any = None
+    board = StatusBoard(Health(), nobody, nobody, chat=nobody, embed=nobody, device="press-7")
     return {
         "answer": Rendering().answer(event, answer),
         "error": Rendering().error(event, wire.explain(_typo(), QueryRequest.model_fields)),
         "delta": piece_message(Delta("E-217 means that")),
         "restarted": piece_message(Restarted("the worker ended")),
-        "status": wire.encode(StatusBoard(Health(), nobody, nobody, chat=nobody, embed=nobody).summary()),
-        "offline": wire.encode(OFFLINE),
+        "status": wire.encode(board.summary()),
+        "offline": wire.encode(board.farewell()),
     }
 
 
