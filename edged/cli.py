@@ -119,10 +119,12 @@ def _everything(context: typer.Context, config: ConfigFile = None) -> None:
 # --- configuration ---------------------------------------------------------------------------------
 
 
-def _load(context: typer.Context, overrides: Mapping[str, object] | None = None) -> "Config":
+def _load(
+    context: typer.Context, overrides: Mapping[str, object] | None = None, *, file: Path | None = None
+) -> "Config":
     from edged.config import load
 
-    return load(_config_file(_session(context)), os.environ, overrides)
+    return load(file or _config_file(_session(context)), os.environ, overrides)
 
 
 def _config_file(session: Session) -> Path | None:
@@ -134,7 +136,7 @@ def _config_file(session: Session) -> Path | None:
         return Path(named)
     home = os.environ.get("EDGED_HOME")
     usual = (Path(home).expanduser() if home else Config().home) / "edged.toml"
-    return usual if usual.exists() else None
+    return usual if os.path.lexists(usual) else None  # a link that leads nowhere is an error, not the defaults
 
 
 @contextlib.contextmanager
@@ -241,10 +243,12 @@ def serve(
         overrides["http.listen"] = host
     if model_path is not None:
         overrides["chat.path"] = str(model_path)
-    settings = _load(context, overrides)
+    file = _config_file(_session(context))
+    settings = _load(context, overrides, file=file)
     from edged import daemon
 
-    raise typer.Exit(daemon.serve(settings, lambda: _load(context, overrides)))
+    # A file that is gone is refused then: the defaults are nothing that anybody asked to reload.
+    raise typer.Exit(daemon.serve(settings, lambda: _load(context, overrides, file=file)))
 
 
 @app.command()

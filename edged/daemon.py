@@ -22,6 +22,7 @@ from edged.events.dispatch import Dispatcher
 from edged.events.event import Event, Outcome
 from edged.events.inbox import Accepted, Inbox
 from edged.events.outbox import Outbox
+from edged.events.retention import Retention
 from edged.events.trigger import TopicRule
 from edged.gateway.http import HttpServer, create_app
 from edged.gateway.mqtt import MqttGateway, Rendering
@@ -44,8 +45,8 @@ from edged.rag.reembed import Collections
 from edged.rag.retrieve import Retriever
 from edged.reload import Reloader
 from edged.runtime import health as conditions
+from edged.runtime import home
 from edged.runtime.health import Health
-from edged.runtime.home import hold_home
 from edged.runtime.metrics import Metrics
 from edged.runtime.notify import Notifier, feed_watchdog, inherited_listeners
 from edged.runtime.supervise import Supervisor
@@ -66,8 +67,6 @@ from edged.workers.process import ENGINE_COMMAND
 from edged.workers.worker import Worker
 
 HTTP_GRACE_SECONDS = 3.0
-PRUNE_EVERY_SECONDS = 3600.0
-SECONDS_A_DAY = 86_400.0
 
 
 def serve(config: Config, read_again: Callable[[], Config]) -> int:
@@ -83,7 +82,7 @@ def serve(config: Config, read_again: Callable[[], Config]) -> int:
 async def _serve(config: Config, read_again: Callable[[], Config]) -> int:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     notifier = Notifier.of(os.environ, os.getpid())
-    reloader = Reloader(config, read_again, notifier)
+    reloader = Reloader(config, functools.partial(_startable, read_again), notifier)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stop)
     loop.add_signal_handler(signal.SIGHUP, reloader.request)
@@ -92,6 +91,15 @@ async def _serve(config: Config, read_again: Callable[[], Config]) -> int:
         spare_collector()
         await stop.wait()
     return 0
+
+
+def _startable(read: Callable[[], Config]) -> Config:
+    """What a reload may bring into force: the next start must not fail by it. Raises :class:`EdgedError`."""
+    config = read()
+    for refusal in home.refusals(config):
+        raise refusal
+    credentials.require(config)
+    return config
 
 
 def spare_collector() -> None:
@@ -127,7 +135,7 @@ async def running(
     api_key = credentials.require(config)
     health = _health(notifier)
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(hold_home(config))
+        stack.enter_context(home.hold_home(config))
         stack.enter_context(_one_blas_thread())
         inbox = await Inbox.open(config.events_db)
         stack.push_async_callback(inbox.close)
@@ -181,7 +189,8 @@ async def running(
         supervisor.start("status", board.run)
         admission = Admission(health, limit=config.events.max_pending, open_events=await inbox.open_count())
         mqtt, outbox = _start_events(supervisor, config, health, inbox, answerer, admission, metrics, board, restraint)
-        supervisor.start("prune", functools.partial(_prune, inbox, outbox, reloader, board))
+        retention = Retention(inbox, outbox, config.events, board.changed)
+        supervisor.start("prune", retention.run)
         _start_upkeep(supervisor, config, rollouts, care, feed, profiles, mqtt)
 
         app = create_app(
@@ -202,7 +211,7 @@ async def running(
         stack.push_async_callback(server.stop, HTTP_GRACE_SECONDS)
         notifier.ready()
         supervisor.start("watchdog", functools.partial(feed_watchdog, notifier, lambda: _answer(inbox, store)))
-        reloader.on_change(functools.partial(_use_live_settings, answerer, admission, mqtt, device))
+        reloader.on_change(functools.partial(_use_live_settings, answerer, admission, mqtt, retention, device))
         supervisor.start("reload", functools.partial(reloader.run, health))
         supervisor.start("ready", functools.partial(_ready, health, rollouts, started))
         try:
@@ -215,7 +224,7 @@ async def running(
 
 def _at_this_device(config: Config) -> tuple[str, Config]:
     """This device's name for the time of this run, and the configuration with it in its topics."""
-    device = config.probe.device or socket.gethostname()
+    device = detect.device_name(config.probe.device)
     return device, config.at_device(device)
 
 
@@ -226,12 +235,13 @@ async def _answer(inbox: Inbox, store: KnowledgeStore) -> None:
 
 
 def _use_live_settings(
-    answerer: Answerer, admission: Admission, mqtt: MqttGateway, device: str, config: Config
+    answerer: Answerer, admission: Admission, mqtt: MqttGateway, retention: Retention, device: str, config: Config
 ) -> None:
-    """What ``config.py`` marks as live, beside what reads the reloader's configuration each time."""
+    """All that ``config.py`` marks as live. Waits for nothing, so that nobody sees a part of it."""
     log.configure(config.log.level)
     answerer.use(_answer_settings(config), near=config.rag.near)
     admission.use_limit(config.events.max_pending)
+    retention.use(config.events)
     mqtt.use_rules([_rule(topic) for topic in config.at_device(device).events.topics])
 
 
@@ -538,15 +548,3 @@ async def _ready(health: Health, rollouts: Rollouts, started: float) -> None:
     await rollouts.settled()
     health.clear(conditions.STARTING)
     structlog.get_logger("daemon").info("ready", seconds=round(time.monotonic() - started, 3))
-
-
-async def _prune(inbox: Inbox, outbox: Outbox, reloader: Reloader, board: StatusBoard) -> None:
-    while True:
-        keep = reloader.config.events
-        before = time.time() - keep.keep_days * SECONDS_A_DAY
-        await outbox.give_up(before)
-        gone = await inbox.prune(closed_before=before, keep_bytes=keep.keep_bytes)
-        if gone:
-            structlog.get_logger("daemon").info("events_pruned", events=gone)
-            board.changed()
-        await asyncio.sleep(PRUNE_EVERY_SECONDS)

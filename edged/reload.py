@@ -6,7 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from edged.config import Config, differences
-from edged.errors import ConfigError
+from edged.errors import EdgedError
 from edged.runtime import health as conditions
 from edged.runtime.health import Health
 from edged.runtime.notify import Notifier
@@ -17,7 +17,7 @@ Apply = Callable[[Config], None]
 class Reloader:
     """Reads the configuration again when asked and hands it to those who can use it at once.
 
-    ``read`` blocks and raises :class:`ConfigError`. :meth:`run` is one supervised service.
+    ``read`` blocks and raises :class:`EdgedError`. :meth:`run` is one supervised service.
     """
 
     def __init__(self, started_with: Config, read: Callable[[], Config], notifier: Notifier) -> None:
@@ -56,7 +56,7 @@ class Reloader:
     async def _reload(self, health: Health) -> None:
         try:
             new = await asyncio.to_thread(self._read)
-        except ConfigError as error:
+        except EdgedError as error:
             self._log.error("reload_refused", reason=error.message, hint=error.hint)
             health.set(conditions.CONFIG_REFUSED, error.message)
             return
@@ -66,12 +66,13 @@ class Reloader:
                 apply(new)
         self._in_force = new
         health.clear(conditions.CONFIG_REFUSED)
-        self._say_what_waits(new, health)
-        self._log.info("reloaded", changed=changed)
+        waiting = self._say_what_waits(new, health)
+        self._log.info("reloaded", changed=changed, restart_needed=waiting)
 
-    def _say_what_waits(self, new: Config, health: Health) -> None:
+    def _say_what_waits(self, new: Config, health: Health) -> list[str]:
         waiting = [name for name, live in differences(self._started_with, new) if not live]
         if waiting:
             health.set(conditions.RESTART_NEEDED, f"changed, but read at the start only: {', '.join(waiting)}")
         else:
             health.clear(conditions.RESTART_NEEDED)
+        return waiting

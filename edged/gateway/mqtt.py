@@ -46,6 +46,7 @@ SHORT_CONNECTIONS = 3
 connection (MQTT 5.0, section 3.1.4), and not every one says why."""
 SUBSCRIBE_AGAIN_SECONDS = 60.0
 SESSION_KEY = "mqtt_session"
+FILTERS_KEY = "mqtt_filters"
 FRAME_BYTES = 40
 """What a PUBLISH has beside topic, correlation data and payload, at most (MQTT 5.0, section 3.3)."""
 
@@ -386,6 +387,7 @@ class MqttGateway:
         if self._connection is not None:
             self._connection.unsubscribe([name for name in before if name not in self._filters()])
             self._connection.subscribe(self._filters())
+            self._own(self._remember_filters(), "mqtt-filters")
         self._show_refused()
 
     def _filters(self) -> list[str]:
@@ -474,6 +476,7 @@ class MqttGateway:
         session = await self._session_name(present=answer.session_present)
         if not connection.session.done():
             connection.session.set_result(session)
+        await self._leave_behind(connection)
         self._connection = connection
         connection.subscribe(self._filters())
         self._own(self._insist(connection), "mqtt-insist")
@@ -502,6 +505,19 @@ class MqttGateway:
         name = uuid.uuid4().hex
         await self._inbox.remember(SESSION_KEY, name)
         return name
+
+    async def _leave_behind(self, connection: _Connection) -> None:
+        """The broker's session outlives the configuration: end its subscriptions that nobody asks for any more."""
+        known = await self._inbox.remembered(FILTERS_KEY)
+        before = msgspec.json.decode(known, type=list[str]) if known else []
+        connection.unsubscribe([name for name in before if name not in self._filters()])
+        await self._inbox.remember(FILTERS_KEY, encode(self._filters()).decode())
+
+    async def _remember_filters(self) -> None:
+        try:
+            await self._inbox.remember(FILTERS_KEY, encode(self._filters()).decode())
+        except EdgedError as error:  # it only saves the broker messages that are dropped here
+            self._log.warning("mqtt_filters_not_remembered", code=error.code, error=error.message)
 
     async def _publish_status(self, connection: _Connection) -> None:
         await self._publish_retained(connection, self._settings.status_topic, encode(self._status()))
@@ -533,6 +549,11 @@ class MqttGateway:
         """Accept, then acknowledge. Without an acknowledgement the broker keeps the message for us."""
         if message.retained:
             self._log.debug("event_dropped", topic=message.topic, reason="it is a retained value from before")
+            connection.acknowledge(message)
+            return
+        if not self._listens_to(message.topic):  # the broker had it, or a subscription to it, from before a change
+            reason = "neither mqtt.query_topic nor events.topics takes it in any more"
+            self._log.warning("event_dropped", topic=message.topic, reason=reason)
             connection.acknowledge(message)
             return
         if self._admission.is_full:
@@ -603,6 +624,9 @@ class MqttGateway:
         )
         return incoming, refusal
 
+    def _listens_to(self, topic: str) -> bool:
+        return any(matches(name, topic) for name in self._filters())
+
     def _rule(self, topic: str) -> TopicRule | None:
         return None if matches(self._settings.query_topic, topic) else rule_for(topic, self._rules)
 
@@ -611,6 +635,11 @@ class MqttGateway:
         rule = self._rule(event.topic)
         if rule is not None:
             return question_from_value(rule, event.topic, event.payload)
+        if not self._listens_to(event.topic) and not event.payload.lstrip().startswith(b"{"):
+            raise RequestError(  # it would be asked as if the value were a question
+                f"nothing asks about {event.topic} any more",
+                hint="its filter left events.topics after the value was accepted; send it again if there is one anew",
+            )
         return parse_query(event.payload).question()
 
 

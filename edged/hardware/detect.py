@@ -2,6 +2,7 @@
 and the cgroup files."""
 
 import os
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,11 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 PROC_CGROUP = Path("/proc/self/cgroup")
 PROC_MEMINFO = Path("/proc/meminfo")
 PROC_CPUINFO = Path("/proc/cpuinfo")
+
+
+def device_name(configured: str | None) -> str:
+    """This device's name in topics, status and profiles: ``probe.device``, else the host's."""
+    return configured or socket.gethostname()
 
 
 def machine(root: Path = CGROUP_ROOT, membership: Path = PROC_CGROUP, sysfs_cpu: Path = SYSFS_CPU) -> Machine:

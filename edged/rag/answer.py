@@ -61,21 +61,21 @@ class Answerer:
         Raises :class:`StoreError`. A missing, busy or dying model degrades the answer instead, or, where a format was
         asked for, is raised as :class:`UnanswerableError` or :class:`OutputFormatError`.
         """
-        work = _Work(question)
+        work, settings = _Work(question), self._settings  # one question is not answered by two configurations
         retrieval = await self._retriever.retrieve(
-            question.text, question.collection, self._settings.passages, seconds_left=work.seconds_left()
+            question.text, question.collection, settings.passages, seconds_left=work.seconds_left()
         )
         work.retrieved(retrieval)
         if not retrieval.near:
             _need_no_format(question, "no passage is near the question")
             yield self._finish(work.answer("not_found", prompt.NOT_FOUND, (), "no passage is near the question"))
             return
-        shown = select_facts(question.text, retrieval, self._settings.budget_tokens)
+        shown = select_facts(question.text, retrieval, settings.budget_tokens)
         chosen = plan(
             work.seconds_left(),
             self.speed,
             fact_tokens=sum(cost_tokens(each.text) for each in shown),
-            max_tokens=self._chats.restraint.cap(question.max_tokens or self._settings.max_tokens),
+            max_tokens=self._chats.restraint.cap(question.max_tokens or settings.max_tokens),
         )
         if chosen.step == "reduced":
             shown = select_facts(question.text, retrieval, chosen.budget_tokens)

@@ -77,7 +77,7 @@ class Retriever:
 
         An embedder that is too slow for the time left is not waited for; keywords alone decide then.
         """
-        started = time.monotonic()
+        started, least = time.monotonic(), self._near
         patience = EMBED_PATIENCE_SECONDS if seconds_left is None else min(EMBED_PATIENCE_SECONDS, seconds_left / 2)
         try:
             vector, ranked, passages, embedded = await self._find(question, collection, limit, patience)
@@ -87,7 +87,7 @@ class Retriever:
         return Retrieval(
             passages=tuple(passages),
             similarities=similarities,
-            near=self._is_near(question, ranked, passages, similarities),
+            near=_is_near(question, ranked, passages, similarities, least),
             embed_ms=(embedded - started) * 1e3,
             retrieve_ms=(time.monotonic() - embedded) * 1e3,
         )
@@ -132,26 +132,28 @@ class Retriever:
         except (WorkerError, TimeoutError):
             return None, None  # the worker's condition is in /health; keywords still find most of it
 
-    def _is_near(
-        self,
-        question: str,
-        ranked: "Ranking",
-        passages: Sequence[StoredPassage],
-        similarities: Sequence[Sequence[float | None]],
-    ) -> bool:
-        """A passage with the question's codes; where it names none, a vector close to it or most of its words.
 
-        A fault code or part number that stands nowhere near is not answered with its neighbour's text.
-        """
-        if not passages:
-            return False
-        texts = [_searchable(passage) for passage in passages]
-        if (asked := named_codes(question)) and not holds_codes(asked, texts):
-            return False
-        cosines = [value for values in similarities for value in values if value is not None]
-        if asked or max([*cosines, ranked.best_cosine or 0.0]) >= self._near:
-            return True
-        return any(1.0 - unsupported_words(question, [text]) >= TELLING_SHARE for text in texts)
+def _is_near(
+    question: str,
+    ranked: "Ranking",
+    passages: Sequence[StoredPassage],
+    similarities: Sequence[Sequence[float | None]],
+    least: float,
+) -> bool:
+    """A passage with the question's codes; where it names none, a vector close to it or most of its words.
+
+    ``least`` is the cosine of what is close. A fault code or part number that stands nowhere near is not answered with
+    its neighbour's text.
+    """
+    if not passages:
+        return False
+    texts = [_searchable(passage) for passage in passages]
+    if (asked := named_codes(question)) and not holds_codes(asked, texts):
+        return False
+    cosines = [value for values in similarities for value in values if value is not None]
+    if asked or max([*cosines, ranked.best_cosine or 0.0]) >= least:
+        return True
+    return any(1.0 - unsupported_words(question, [text]) >= TELLING_SHARE for text in texts)
 
 
 def named_codes(question: str) -> list[str]:

@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 from edged import daemon
 from edged.cli import app
 from edged.client import Client
-from edged.config import Config
+from edged.config import Config, load
+from edged.errors import ConfigError
 from edged.gateway import wire
 from edged.probe.profile import Device, Profile, Warmth, from_json, merge, to_json
 from edged.probe.profile import profile as make_profile
@@ -223,6 +224,36 @@ def test_check_fails_for_what_the_start_or_the_broker_would_refuse(home: Path, m
     assert "error: mqtt.password_file" in result.stdout
     monkeypatch.setenv("EDGED_MQTT__QUERY_TOPIC", "a/#/b")
     assert "[mqtt] query_topic = 'a/#/b'" in edged("check").stderr
+
+
+def test_a_reload_reads_the_file_of_the_start_and_refuses_the_defaults_in_its_place(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = home / "home/edged.toml"
+    file.parent.mkdir()
+    file.write_text("[rag]\nnear = 0.7\n")
+    read: list[Callable[[], Config]] = []
+
+    def serve(_config: Config, read_again: Callable[[], Config]) -> int:
+        read.append(read_again)
+        return 0
+
+    monkeypatch.setattr(daemon, "serve", serve)
+    assert edged("serve").exit_code == 0
+    assert read[0]().rag.near == 0.7
+    file.unlink()
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        read[0]()
+    file.symlink_to(home / "nowhere")
+    assert "cannot read the configuration" in edged("check").stderr
+
+
+def test_a_reload_refuses_what_the_next_start_could_not_use(home: Path) -> None:
+    config = load(None, {}, {"home": str(home), "http.listen": "0.0.0.0:3000"})
+    with pytest.raises(ConfigError, match="there is no API key"):
+        daemon._startable(lambda: config)
+    (home / "api-key").write_text("k" * 16)
+    assert daemon._startable(lambda: config) is config
 
 
 # --- with a daemon ---------------------------------------------------------------------------------

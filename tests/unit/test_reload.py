@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import structlog
 
 from edged.config import Config, differences, load
 from edged.errors import ConfigError
@@ -96,6 +97,14 @@ async def test_settings_that_wait_for_a_restart_are_named_until_they_are_as_at_t
     assert "rag.near" not in rig.health.conditions()[0].text
     await rig.reload(lambda: configured(rag__near=0.5))
     assert not rig.health.conditions()
+
+
+async def test_the_log_names_what_is_used_and_what_waits_each_time(rig: Rig) -> None:
+    for _ in range(2):
+        with structlog.testing.capture_logs() as lines:
+            await rig.reload(lambda: configured(chat__threads=3, rag__near=0.5, http__listen="127.0.0.1:1"))
+        (said,) = [line for line in lines if line["event"] == "reloaded"]
+        assert said["restart_needed"] == ["http.listen", "chat.threads"]
 
 
 async def test_the_same_configuration_again_changes_nothing(rig: Rig) -> None:
