@@ -188,9 +188,9 @@ async def running(
         stack.push_async_callback(supervisor.stop_all)
         supervisor.start("status", board.run)
         admission = Admission(health, limit=config.events.max_pending, open_events=await inbox.open_count())
-        mqtt, outbox = _start_events(supervisor, config, health, inbox, answerer, admission, metrics, board, restraint)
-        retention = Retention(inbox, outbox, config.events, board.changed)
-        supervisor.start("prune", retention.run)
+        mqtt, retention = _start_events(
+            supervisor, config, health, inbox, answerer, admission, metrics, board, restraint
+        )
         _start_upkeep(supervisor, config, rollouts, care, feed, profiles, mqtt)
 
         app = create_app(
@@ -273,7 +273,7 @@ def _start_events(
     metrics: Metrics,
     board: StatusBoard,
     restraint: Restraint,
-) -> tuple[MqttGateway, Outbox]:
+) -> tuple[MqttGateway, Retention]:
     """The event path: MQTT → inbox → dispatch → outbox → MQTT, each telling the next that there is work."""
 
     def accepted(result: Accepted) -> None:
@@ -322,7 +322,9 @@ def _start_events(
         board.mqtt = mqtt
         supervisor.start("mqtt", mqtt.run)
         health.subscribe(mqtt.status_changed)
-    return mqtt, outbox
+    retention = Retention(inbox, outbox, config.events, board.changed)
+    supervisor.start("prune", retention.run)
+    return mqtt, retention
 
 
 # --- models ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Closed events and their answers are kept for a time and up to a size, answers that the broker refuses for that time."""
+"""Closed events and their answers are kept for a time and up to a size, answers that the broker refuses for a time."""
 
 import asyncio
 import contextlib

@@ -432,6 +432,7 @@ async def test_a_filter_that_is_none_is_named_and_hinders_no_other(tmp_path: Pat
         admission=Admission(health, limit=10, open_events=0),
         on_accepted=accepted.put_nowait,
         status=dict,
+        farewell={},
     )
     serving = asyncio.create_task(gateway.run())
     await gateway.connected()
