@@ -22,6 +22,7 @@ from edged.config import Mqtt, split_broker_url
 from edged.doctor.device import Device
 from edged.doctor.finding import Finding, fail, ok, skip, warn
 from edged.errors import ConfigError
+from edged.hardware import detect
 
 ANSWER_SECONDS = 3.0
 STEP_SECONDS = 0.2
@@ -58,7 +59,8 @@ def read_broker(device: Device) -> Broker:
     settings = device.config.mqtt
     if not settings.enabled:
         return Broker(settings, None)
-    filters = [settings.query_topic, *(topic.filter for topic in device.config.events.topics)]
+    here = device.config.at_device(detect.device_name(device.config.probe.device))
+    filters = [here.mqtt.query_topic, *(topic.filter for topic in here.events.topics)]
     versions = ["5", "3.1.1"] if settings.protocol == "auto" else [settings.protocol]
     try:
         for version in versions:
