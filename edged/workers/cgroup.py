@@ -236,7 +236,10 @@ def _enable(base: Path, write: Write) -> frozenset[str]:
 
 
 class Confinement:
-    """What was decided for which process, and whether it is so. Without a ``tree``: by affinity and nice alone."""
+    """What was decided for which process, and whether it is so. Without a ``tree``: by affinity and nice alone.
+
+    A worker may be put into its bounds in one thread while another one looks at all of them.
+    """
 
     def __init__(self, tree: Tree | None, proc: Path = PROC) -> None:
         self.tree = tree
@@ -274,12 +277,12 @@ class Confinement:
 
         By process, how many were killed because its cgroup was out of memory.
         """
-        for pid in [pid for pid in self._decided if not self._is_ours(pid)]:
+        for pid in [pid for pid in list(self._decided) if not self._is_ours(pid)]:
             del self._decided[pid]
             self._stops.pop(pid, None)
         if self.tree is None:
             return {}
-        kept = {group for group, _ in self._decided.values()}
+        kept = {group for group, _ in list(self._decided.values())}
         killed = {}
         for name in [name for name in self.tree.names() if name not in kept]:
             kills = self.tree.memory_kills(name)

@@ -363,6 +363,20 @@ def test_without_cgroups_affinity_and_nice_hold_a_worker() -> None:
     assert (confinement.repair(), confinement.sweep()) == ({}, {})
 
 
+def test_a_worker_may_begin_while_others_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    confinement, is_ours = Confinement(None), Confinement._is_ours
+    with sleeping() as first, sleeping() as second:
+        confinement.confine("chat", first, BOUNDS)
+
+        def meanwhile(self: Confinement, pid: int) -> bool:
+            confinement.confine("embed", second, BOUNDS)
+            return is_ours(self, pid)
+
+        monkeypatch.setattr(Confinement, "_is_ours", meanwhile)
+        assert confinement.sweep() == {}
+        assert confinement.repair() == {}
+
+
 def test_a_process_that_is_gone_needs_no_place() -> None:
     with sleeping() as pid:
         pass
