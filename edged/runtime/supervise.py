@@ -18,7 +18,7 @@ STABLE_AFTER_SECONDS = 60.0
 class Supervisor:
     """Runs named services, each until it returns or the supervisor stops; one that raises is run again.
 
-    ``health`` names those that raised, and why, until they have run for a while.
+    ``health`` names those that raised twice in a row, and why, until they have run for a while.
     """
 
     def __init__(self, health: Health) -> None:
@@ -55,7 +55,8 @@ class Supervisor:
             except Exception as error:  # noqa: BLE001 - whatever it was, the others go on and this one starts again
                 failures = 1 if time.monotonic() - started > STABLE_AFTER_SECONDS else failures + 1
                 self._log.exception("service_failed", service=name, failures=failures)
-                self._set_cause(name, f"{name}: {type(error).__name__}: {error}")
+                if failures > 1:
+                    self._set_cause(name, f"{name}: {type(error).__name__}: {error}")
             else:
                 self._set_cause(name, None)
                 return

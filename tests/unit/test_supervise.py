@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+import structlog
 
 from edged.runtime import supervise
 from edged.runtime.health import SERVICE_FAILING, Health
@@ -52,6 +53,20 @@ async def test_a_service_that_raises_is_named_with_the_cause_until_it_has_run_fo
     await supervisor.stop_all()
 
 
+async def test_one_failure_is_only_logged() -> None:
+    health, ended = Health(), asyncio.Event()
+    supervisor = Supervisor(health)
+
+    async def end() -> None:
+        ended.set()
+
+    with structlog.testing.capture_logs() as lines:
+        supervisor.start("once", failing("it", 1, end))
+        await ended.wait()
+    assert told(health) is None
+    assert [(line["event"], line["service"]) for line in lines] == [("service_failed", "once")]
+
+
 async def test_of_two_that_fail_the_one_that_recovers_leaves_the_other_named() -> None:
     health, ended = Health(), asyncio.Event()
     supervisor = Supervisor(health)
@@ -60,7 +75,7 @@ async def test_of_two_that_fail_the_one_that_recovers_leaves_the_other_named() -
         ended.set()
 
     supervisor.start("bad", failing("it", 10**9, end))
-    supervisor.start("good", failing("that", 2, end))
+    supervisor.start("good", failing("that", 5, end))
     await ended.wait()
     assert told(health) == "bad: ValueError: it is broken"
     await supervisor.stop_all()
