@@ -160,7 +160,8 @@ class Outbox:
 
     def _refuse(self, message: Outgoing, why: str) -> None:
         """Leave a message behind, so that it neither is lost nor holds up the others."""
-        self._health.set(MQTT_REFUSED, f"the broker refused a message to {message.topic}: {why}")
+        if not self._health.holds(MQTT_REFUSED):  # the first one is named: each change of the text is told to everybody
+            self._health.set(MQTT_REFUSED, f"the broker refused a message to {message.topic}: {why}")
         self._refusals += 1
         if message.seq == self._retrying:
             self._turns -= 1

@@ -170,6 +170,9 @@ async def test_however_many_are_refused_good_ones_go_out_at_once_and_the_others_
             outbox.wake()
             await broker.until(number + 1)
         assert broker.got == [f"good{number}" for number in range(10)]
+        assert [held.text for held in health.conditions()] == [
+            "the broker refused a message to forbidden/bad00: not authorized"
+        ]
         broker.refused_topics = set()
         await broker.until(50)
         await emptied(inbox)
