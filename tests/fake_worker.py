@@ -7,7 +7,7 @@ behind it, or in a prompt for that request alone:
     counter=PATH   every ACTION adds a byte to this file, ...
     times=N        ... and none happens once the file has N bytes
     while=PATH     ACTIONs happen only while this file exists
-    tokens=N       the answer is N words; else it is the first "- " line of the prompt, as the facts of a question
+    tokens=N       the answer is N words; else it is what follows the prompt's first "- ": the first fact of a question
     pause=S        seconds between two words
     alive=S        seconds between two signs of life (1)
     deaf           hanging up and SIGTERM change nothing
@@ -230,9 +230,9 @@ def _word_vector(word: str) -> tuple[float, ...]:
 
 def _answer(prompt: str, words: Words) -> list[str]:
     """The pieces of an answer: a word each, with the space before it."""
-    facts = (line[2:] for line in prompt.splitlines() if line.startswith("- "))
+    facts = re.findall(r"(?:^|\W)- (.*)", prompt)  # the first one may follow the template's mark of the user's turn
     tokens = int(words.number("tokens", 0))
-    text = " ".join(f"word{number}" for number in range(tokens)) if tokens else next(facts, "All is well.")
+    text = " ".join(f"word{number}" for number in range(tokens)) if tokens else next(iter(facts), "All is well.")
     return re.findall(r"\s*\S+", text)
 
 

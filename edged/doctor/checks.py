@@ -50,8 +50,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     _check(
         "broker",
-        "the broker admits edged and grants its subscriptions, QoS 1, the session expiry and packet size wanted; refusal is a "
-        "failure",
+        "the broker admits edged and grants its subscriptions, QoS 1, the session expiry and packet size wanted; "
+        "refusal is a failure",
         broker.read_broker,
         broker.judge_broker,
     ),
