@@ -201,6 +201,10 @@ class _Connection:
         self._client.disconnect()
         await asyncio.to_thread(self._client.loop_stop)
         self._end("closed")
+        # paho closes the pipe to its thread when the client is freed, which our callbacks, pointing back here, hold up.
+        client = self._client
+        client.on_connect = client.on_disconnect = client.on_connect_fail = None
+        client.on_message = client.on_publish = client.on_subscribe = None
 
     def _build(self) -> paho.Client:
         settings = self._settings
