@@ -270,7 +270,7 @@ class ChatEngine:
         return best
 
     def _restore(self, job: Job, state: State, length: int) -> int:
-        data = (ctypes.c_uint8 * len(state.data)).from_buffer_copy(state.data)
+        data = ctypes.cast(ctypes.c_char_p(state.data), ctypes.POINTER(ctypes.c_uint8))  # megabytes: no copy
         read = C.llama_state_seq_set_data(self._context, data, len(state.data), job.sequence)
         cut_off = C.llama_memory_seq_rm(self._memory, job.sequence, length, -1) if read else False
         if cut_off:
