@@ -13,6 +13,7 @@ from edged.rag import prompt
 from edged.rag.cite import Verdict, as_text, check, citation
 from edged.rag.degrade import MARGIN_SECONDS, Plan, Speed, plan
 from edged.rag.formatted import unsupported
+from edged.rag.opening import Opening
 from edged.rag.retrieve import Retrieval, Retriever, holds_codes, named_codes
 from edged.rag.select import FACTS_MARGIN, Candidate, cost_tokens, select
 from edged.rag.verify import unsupported_words
@@ -113,13 +114,17 @@ class Answerer:
             prefix_segments=chat.prefix_segments(messages),
             deadline_seconds=None if left is None else max(0.0, left - MARGIN_SECONDS),
         )
+        opening = Opening()
         async with contextlib.aclosing(generation):
             async for item in generation:
                 match item:
                     case Piece(text=text):
-                        work.heard(text)
-                        yield Delta(text)
+                        visible = text if question.output is not None else opening.feed(text)
+                        if visible:
+                            work.heard(visible)
+                            yield Delta(visible)
                     case Lost():
+                        opening = Opening()
                         work.void()
                         yield Restarted("the worker died; the answer starts again")
                     case Finished():
