@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from edged.config import Config
@@ -42,6 +43,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--board", choices=("amd64", "arm64", "auto"), help="the emulated board to test on; auto: both")
     parser.addoption("--board-until", type=float, help="begin no test on a board that may not end by then (Unix time)")
     parser.addoption("--long", action="store_true", help="also what takes hours on a board")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A test that sets the log's level hides no lines from the next one."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
