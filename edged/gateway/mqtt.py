@@ -515,7 +515,8 @@ class MqttGateway:
         known = await self._inbox.remembered(FILTERS_KEY)
         before = msgspec.json.decode(known, type=list[str]) if known else []
         connection.unsubscribe([name for name in before if name not in self._filters()])
-        await self._inbox.remember(FILTERS_KEY, encode(self._filters()).decode())
+        if before != self._filters():
+            await self._remember_filters()
 
     async def _remember_filters(self) -> None:
         try:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from edged.daemon import running
-from edged.errors import StoreError
+from edged.errors import DiskFullError, StoreError
 from edged.events.admission import Admission
 from edged.events.event import Incoming, Outcome
 from edged.events.inbox import Accepted, Inbox
@@ -416,6 +416,36 @@ async def test_a_defect_in_the_service_is_named_in_health(
         while (why := condition((await http.get("/health")).json(), SERVICE_FAILING)) is None:
             pass
     assert why == "mqtt: ValueError: no such thing"
+
+
+async def test_a_disk_that_takes_nothing_more_does_not_keep_the_door_from_its_session(
+    tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that are stored must get out, and the broker holds the questions."""
+    inbox = await Inbox.open(tmp_path / "events.db")
+    settings = configure(tmp_path / "home", {"mqtt.url": mosquitto.url}).mqtt
+
+    async def full(*_: object) -> None:
+        raise DiskFullError("no space left on device")
+
+    for filters in (["plant/a"], ["plant/b"]):
+        health = Health()
+        gateway = mqtt.MqttGateway(
+            settings,
+            inbox,
+            health,
+            rules=[TopicRule(filter=name, question="?") for name in filters],
+            admission=Admission(health, limit=10, open_events=0),
+            on_accepted=lambda _: None,
+            status=dict,
+            farewell={},
+        )
+        serving = asyncio.create_task(gateway.run())
+        await asyncio.wait_for(gateway.connected(), 10)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        monkeypatch.setattr(inbox, "remember", full)
+    await inbox.close()
 
 
 async def test_a_filter_that_is_none_is_named_and_hinders_no_other(tmp_path: Path, mosquitto: Mosquitto) -> None:

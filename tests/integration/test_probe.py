@@ -331,6 +331,6 @@ def test_it_costs_less_than_a_hundredth_of_a_core(start: Start, connect: Connect
     client = connect(probe)
     client.watch(ME, Watched(name="parent", pid=os.getppid()))
     client.sample_until(is_at_the_top)
-    costs = [client.sample().cost for _ in range(5)]
-    assert min(cost.cpu_seconds for cost in costs) < 0.01  # what else runs on the machine makes some of them dearer
+    costs = [client.sample().cost for _ in range(9)]
+    assert sorted(cost.cpu_seconds for cost in costs)[4] < 0.01
     assert costs[-1].resident_bytes < 80 << 20
