@@ -29,7 +29,7 @@ prepare_machine() {
 }
 
 wanted_stamp() {
-    printf 'pyproject %s, llama.cpp %s\n' "$(sha256sum <"$here/pyproject.toml" | cut -c 1-16)" "$(llama_key)"
+    printf 'pyproject %s, llama.cpp %s\n' "$(sha256sum <"$here/pyproject.toml" | cut -c 1-16)" "$(wheel_key)"
 }
 
 prepare_venv() {

@@ -8,7 +8,10 @@ rag       XQuAD questions with our prompt on both, and with the three whole para
 gap       a prompt of 1,500 tokens arrives among four decoding streams: the longest pause between two of their tokens
 quality   edged alone: paired XQuAD questions, eight at a time, with and without reuse of prefixes
 
-    python benchmarks/engine.py [--only PART]… [--path GGUF] [--llama-server PROGRAM] [--json FILE]
+edged answers as it is installed: with an eight-bit copy of the file where the device is faster with one. With
+--no-widen both have the very same weights, and with --path where that file has eight bits already.
+
+    python benchmarks/engine.py [--only PART]… [--path GGUF] [--no-widen] [--llama-server PROGRAM] [--json FILE]
 """
 
 import argparse
@@ -564,10 +567,11 @@ def described(program: Path, setup: Setup) -> str:
     command = servers.llama_server_command(Path("llama-server"), setup, unified=True)
     command[command.index("-m") + 1] = setup.model.name
     spins = " ".join(f"{key}={value}" for key, value in COMPUTE_ENVIRONMENT.items())
+    copy = "with an eight-bit copy of the file where that is faster" if setup.widen else "with the file itself"
     return (
         f"{platform.machine()}, {setup.threads} threads, {setup.model.name}. {' '.join(command)}, libgomp's defaults;"
         f" built as {program.parent.name}. edged: chat.sequences {setup.sequences}, chat.context_tokens"
-        f" {setup.context_tokens}, its worker with {spins}. Greedy; what both reuse of prompts is left on."
+        f" {setup.context_tokens}, its worker {copy} and {spins}. Greedy; what both reuse of prompts is left on."
     )
 
 
@@ -580,6 +584,7 @@ async def run(chosen: Sequence[str], given: argparse.Namespace, models: Path) ->
     setup = Setup(
         model=given.path or Catalog(models, MODELS_CACHE).pull(load(None, {}).chat.model),
         threads=placement.place(detect.machine(), placement.Wishes(chat_threads=given.threads)).chat_threads,
+        widen=not given.no_widen,
     )
     _say(described(program, setup))
     measure = {"streams": streams_part, "rag": rag_part, "gap": gap_part, "quality": quality_part}
@@ -596,6 +601,7 @@ def main() -> None:
     arguments.add_argument("--only", action="append", choices=PARTS, help="measure this part; may be repeated")
     arguments.add_argument("--path", type=Path, help="a GGUF file instead of the default chat model")
     arguments.add_argument("--llama-server", type=Path, help="a program instead of the one built and cached")
+    arguments.add_argument("--no-widen", action="store_true", help="edged computes with the very file, without a copy")
     arguments.add_argument("--threads", type=int, default=0, help="compute threads of both; 0 as the daemon places")
     arguments.add_argument("--rounds", type=int, default=8, help="rounds of the streams")
     arguments.add_argument("--questions", type=int, default=60, help="questions of XQuAD for rag")

@@ -18,8 +18,10 @@ from edged.hardware import detect, placement
 from edged.models.catalog import Catalog
 from edged.models.gguf import read_header
 from edged.models.template import ChatTemplate
+from edged.models.wide import Copies
 from edged.rag.ingest import Library
 from edged.rag.retrieve import FloatArray, Retriever
+from edged.serving import widening
 from edged.serving.chat import LocalChat
 from edged.serving.embed import LocalEmbedder
 from edged.serving.launch import EMBED_BATCH_TOKENS
@@ -174,9 +176,17 @@ async def parts(*, with_chat: bool) -> AsyncGenerator[Parts, None]:
         )
 
 
+def as_served(config: Config, catalog: Catalog, name: str) -> Path:
+    """The weights that an installed edged computes with: the model's file, or an eight-bit copy of it."""
+    file, identity = catalog.pull(name), catalog.identity(name)
+    if not widening.unsuitable(config, file) and not widening.is_tried(config, identity):
+        widening.widen(config, identity, file)
+    return Copies(config.wide_dir).find(identity) or file
+
+
 async def _chat(stack: contextlib.AsyncExitStack, config: Config, catalog: Catalog, threads: int) -> LocalChat:
     name = config.chat.model
-    file = catalog.pull(name)
+    file = as_served(config, catalog, name)
     worker = await _started(
         stack,
         config,

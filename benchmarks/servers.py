@@ -32,10 +32,14 @@ Contender = TypeVar("Contender")
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """What both servers are given: the same file, threads, KV cells and sequences. 0 threads: as each chooses."""
+    """What both servers are given: the same file, threads, KV cells and sequences. 0 threads: as each chooses.
+
+    ``widen``: edged may make an eight-bit copy of the file, as it does at its installation.
+    """
 
     model: Path
     threads: int
+    widen: bool = False
     context_tokens: int = 8192
     sequences: int = 16
 
@@ -213,7 +217,14 @@ async def edged(
             "EDGED_CHAT__SEQUENCES": str(setup.sequences),
             **(settings or {}),
         }
-        command = [*launcher, sys.executable, "-m", "edged.cli", "serve"]
+        edged_command = [sys.executable, "-m", "edged.cli"]
+        if setup.widen:
+            widening = await asyncio.create_subprocess_exec(
+                *edged_command, "models", "widen", cwd=ROOT, env=environment, stdout=asyncio.subprocess.DEVNULL
+            )
+            if await widening.wait() != 0:
+                raise SystemExit("'edged models widen' failed")
+        command = [*launcher, *edged_command, "serve"]
         async with _served(name, port, command, environment) as server:
             yield server
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from quality import as_served
 
 from edged.config import Config, load
 from edged.hardware import detect, placement
@@ -112,7 +113,7 @@ async def chat_worker(path: Path | None = None) -> AsyncGenerator[Worker, None]:
     with tempfile.TemporaryDirectory(prefix="edged-throughput-") as home:
         config = load(None, {}, {"home": home, "chat.sequences": max(STREAMS)})
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        file = path or Catalog(config.models_dir, MODELS_CACHE).pull(config.chat.model)
+        file = path or as_served(config, Catalog(config.models_dir, MODELS_CACHE), config.chat.model)
         settings = chat_settings(config, file)
         worker = Worker(settings, config.run_dir / "chat.sock", on_state=lambda _state, _why: None)
         worker.start()

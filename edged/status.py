@@ -162,6 +162,7 @@ def _worker_body(model: str, worker: Worker | None) -> wire.WorkerBody:
     return wire.WorkerBody(
         model=model,
         state=worker.state.value,
+        description=worker.ready.description if worker.ready else None,
         threads=worker.settings.threads,
         pid=worker.pid,
         restarts=worker.restarts,

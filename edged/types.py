@@ -203,3 +203,17 @@ class Ingested(msgspec.Struct, frozen=True, kw_only=True):
 
     document: DocumentInfo
     outcome: Literal["added", "replaced", "unchanged"]
+
+
+class TokenSeconds(msgspec.Struct, frozen=True):
+    """How long a token took: of a prompt, computed many at a time, and of an answer, one at a time."""
+
+    prompt: float
+    answer: float
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """The same work done from a model's file, and from its copy with wider weights."""
+
+    file: TokenSeconds
+    copy: TokenSeconds

@@ -74,7 +74,7 @@ cross_build() {
     local log
     scratch="$(mktemp -d)"
     "$(find_python python_makes_venvs)" -m venv "$scratch/venv"
-    log="$(dirname "$(wheel_directory)")/$(llama_key).log"
+    log="$(dirname "$(wheel_directory)")/$(wheel_key).log"
     mkdir -p "$(dirname "$log")"
     CMAKE_ARGS="$(cmake_arguments)" _PYTHON_HOST_PLATFORM="linux-$machine" \
         build_wheel "$scratch/venv/bin/python" "$log" && return

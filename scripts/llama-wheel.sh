@@ -25,8 +25,13 @@ llama_key() {
     printf '%s-%s-%s\n' "$(llama_version)" "$(uname -m)" "$(processor_hash)"
 }
 
+# What is built: llama.cpp for a processor, and what of ours goes into it.
+wheel_key() {
+    printf '%s-%s\n' "$(llama_key)" "$(cat "$here"/scripts/llama/* | sha256sum | cut -c 1-12)"
+}
+
 wheel_directory() {
-    printf '%s/wheels/%s\n' "${EDGED_CACHE:-$HOME/.cache/edged}" "$(llama_key)"
+    printf '%s/wheels/%s\n' "${EDGED_CACHE:-$HOME/.cache/edged}" "$(wheel_key)"
 }
 
 # Prints the path of the cached wheel for this processor; fails when there is none.
@@ -63,7 +68,8 @@ download_source() {
 # No cache: pip's own knows wheels by name and would hand out one built for another processor.
 # Temporary files go beside the wheel: /tmp is memory on many systems, and this needs half a gigabyte.
 compile_wheel() {
-    CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS:-}" CMAKE_BUILD_PARALLEL_LEVEL="$(build_jobs)" TMPDIR="$2/tmp" \
+    CMAKE_ARGS="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_ggml_INCLUDE=$here/scripts/llama/barrier.cmake' ${CMAKE_ARGS:-}" \
+        CMAKE_BUILD_PARALLEL_LEVEL="$(build_jobs)" TMPDIR="$2/tmp" \
         "$1" -m pip wheel --no-deps --no-cache-dir --wheel-dir "$2/wheel" --verbose \
         --config-settings "build.targets=llama;llama-common" --config-settings "ninja.make-fallback=false" \
         "$2"/sdist/llama_cpp_python-*.tar.gz

@@ -259,7 +259,7 @@ wanted_version() {
         content="$(cat "$unpacked/manifest.json" "$parts"/systemd/* | sha256sum)"
     else
         content="$({
-            cd "$here" && llama_key && find edged models systemd pyproject.toml README.md LICENSE -type f \
+            cd "$here" && wheel_key && find edged models systemd pyproject.toml README.md LICENSE -type f \
                 -not -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
         } | sha256sum)"
     fi
@@ -397,6 +397,8 @@ keep_installer() {
     install -D -m 755 -t "$1" "$parts/install-edge.sh"
     install -D -m 644 -t "$1" "$parts/pyproject.toml"
     install -D -m 755 -t "$1/scripts" "$parts"/scripts/{*.sh,bundle.py}
+    # An older bundle has none.
+    [[ ! -d "$parts/scripts/llama" ]] || install -D -m 644 -t "$1/scripts/llama" "$parts"/scripts/llama/*
     install -D -m 644 -t "$1/systemd" "$parts"/systemd/*
     install -D -m 644 -t "$1/docs" "$parts"/docs/*.md
 }

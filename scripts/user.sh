@@ -14,7 +14,7 @@ wanted_stamp() {
     local sources
     sources="$(cd "$here" && find edged models pyproject.toml README.md LICENSE -type f -not -name '*.pyc' -print0 |
         LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-16)"
-    printf 'sources %s, llama.cpp %s\n' "$sources" "$(llama_key)"
+    printf 'sources %s, llama.cpp %s\n' "$sources" "$(wheel_key)"
 }
 
 is_current() {

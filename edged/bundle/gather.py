@@ -27,6 +27,7 @@ INSTALLER: Final = (
     "LICENSE",
     "scripts/*.sh",
     "scripts/bundle.py",
+    "scripts/llama/*",
     "systemd/*",
     "docs/*.md",
 )

@@ -122,11 +122,12 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_memory(device: Device) -> Memory:
-    launcher = Launcher(device.config, Catalog(Path(), Path(), manifests={}), {"chat": 1, "embed": 1})
+    catalog = Catalog(device.config.models_dir, device.config.models_cache_dir)
+    launcher = Launcher(device.config, catalog, {"chat": 1, "embed": 1})
     needed = weights = kv_per_token = 0
     missing = []
     for choice in choices(device):
-        model = None if choice.problem else _model(choice)
+        model = None if choice.problem else _model(choice, catalog, launcher)
         if model is None:
             missing.append(choice.name)
             continue
@@ -144,13 +145,15 @@ def read_memory(device: Device) -> Memory:
     )
 
 
-def _model(choice: Choice) -> Model | None:
+def _model(choice: Choice, catalog: Catalog, launcher: Launcher) -> Model | None:
+    name, file = choice.name, choice.path
     try:
-        header = read_header(choice.path)
+        identity = catalog.identity(name if choice.sha256 else file)
+        copy = launcher.copy(choice.role, identity)
+        header = read_header(copy or file)
     except (EdgedError, OSError):
         return None  # the check of the checksums says so
-    name = choice.name
-    return Model(asked=name, path=choice.path, header=header, identity=name, template=None, prefixes=Prefixes())
+    return Model(asked=name, path=file, copy=copy, header=header, identity=identity, template=None, prefixes=Prefixes())
 
 
 def _is_mapped(config: Config, role: Role) -> bool:

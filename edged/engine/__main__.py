@@ -86,7 +86,7 @@ def _serve(connection: socket.socket, settings: WorkerSettings) -> int:
     quiet()
     if settings.load_mode == "mlock":
         locked.raise_limit()
-    model = Model(Path(settings.model), load_mode=settings.load_mode, gpu_layers=settings.gpu_layers)
+    model = _load(settings)
     outgoing = _Outgoing(connection)
     kind = ChatEngine if settings.kind == "chat" else EmbedEngine
     engine = kind(model, settings, outgoing.send)
@@ -102,6 +102,14 @@ def _serve(connection: socket.socket, settings: WorkerSettings) -> int:
     engine.close()
     model.close()
     return 0
+
+
+def _load(settings: WorkerSettings) -> Model:
+    """The copy, or the model itself where that is gone meanwhile or broken."""
+    if settings.copy:
+        with contextlib.suppress(LlamaError):
+            return Model(Path(settings.copy), load_mode=settings.load_mode, gpu_layers=settings.gpu_layers)
+    return Model(Path(settings.model), load_mode=settings.load_mode, gpu_layers=settings.gpu_layers)
 
 
 def _ready(model: Model, engine: ChatEngine | EmbedEngine) -> Ready:
@@ -121,30 +129,34 @@ def _ready(model: Model, engine: ChatEngine | EmbedEngine) -> Ready:
 
 def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing, inspection: Inspection) -> None:
     said_alive = time.monotonic()
+    in_company = True  # whether what found nothing to do was sent with more, the last time
     while True:
-        gathering = not engine.busy
-        while (request := _next(inbox, engine, gathering=gathering)) is not Nothing.NOTHING:
+        idle, taken = not engine.busy, 0
+        wait_seconds = engine.gather_seconds if idle and in_company else 0.0
+        while (request := _next(inbox, engine, wait_seconds)) is not Nothing.NOTHING:
             if request is None:
                 return
+            taken += 1
             if isinstance(request, Inspect):
                 outgoing.send(_inspect(inspection, request))
             else:
                 engine.handle(request, time.monotonic())
             if not engine.busy:
                 outgoing.flush()
+                taken = 0
         engine.step(time.monotonic)
+        if idle:
+            in_company = taken > 1 or not inbox.empty()
         if time.monotonic() - said_alive >= ALIVE_EVERY_SECONDS:
             said_alive = time.monotonic()
             outgoing.send(Alive())
         outgoing.flush()
 
 
-def _next(inbox: Inbox, engine: ChatEngine | EmbedEngine, *, gathering: bool) -> Request | Nothing | None:
-    """The next request: waited for without end where there is nothing to compute, a moment where there was nothing."""
+def _next(inbox: Inbox, engine: ChatEngine | EmbedEngine, wait_seconds: float) -> Request | Nothing | None:
+    """The next request: waited for without end where there is nothing to compute."""
     try:
-        if not engine.busy:
-            return inbox.get()
-        return inbox.get(timeout=engine.gather_seconds) if gathering else inbox.get_nowait()
+        return inbox.get(timeout=wait_seconds) if engine.busy else inbox.get()
     except queue.Empty:
         return Nothing.NOTHING
 

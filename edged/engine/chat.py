@@ -36,7 +36,8 @@ from edged.workers.protocol import (
 
 CLOSING_TOKENS = 48
 GATHER_SECONDS = 0.004
-"""How long a first request waits for others that were sent with it: computed together they all cost less."""
+"""How long a first request waits for others that were sent with it: computed together they all cost less. Only where
+others came the last time."""
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class ChatEngine:
         self._generations: dict[int, _Generation] = {}
         reuses = model.keeps_whole_states and C.llama_memory_can_shift(self._memory)
         self._prefixes = PrefixCache(settings.prefix_cache_bytes if reuses else 0)
-        self._snapshots = _snapshots(settings) if self._prefixes.enabled else None
+        self._snapshots = _snapshots(settings, model.description) if self._prefixes.enabled else None
         for state in self._snapshots.load() if self._snapshots else ():
             self._prefixes.put(state)
 
@@ -303,11 +304,12 @@ class ChatEngine:
         return state
 
 
-def _snapshots(settings: WorkerSettings) -> Snapshots | None:
+def _snapshots(settings: WorkerSettings, weights: str) -> Snapshots | None:
+    """``weights``: an eight-bit copy has other states than the model itself."""
     if not settings.snapshots:
         return None
     build = f"{C.__version__} {C.llama_print_system_info().decode()}"
-    return Snapshots(Path(settings.snapshots), f"{settings.identity} {build}")
+    return Snapshots(Path(settings.snapshots), f"{settings.identity} {weights} {build}")
 
 
 def _create_context(model: Model, settings: WorkerSettings, batch_tokens: int) -> ctypes.c_void_p:

@@ -323,6 +323,7 @@ class WorkerBody(BaseModel):
 
     model: str
     state: str
+    description: str | None = Field(None, description="What llama.cpp calls it, with the type of the weights it has.")
     threads: int | None = None
     pid: int | None = None
     restarts: int = 0

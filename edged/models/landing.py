@@ -61,7 +61,7 @@ def write_record(file: Path, *, name: str, kind: ModelKind, sha256: str, source:
     )
     staging = file.with_name(f".{file.name}.json.staging")
     staging.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-    _replace(staging, record_path(file))
+    put(staging, record_path(file))
     return record
 
 
@@ -103,11 +103,11 @@ def land(
     Both are in one directory. Raises as :func:`check`, and ``OSError`` as the system does.
     """
     sha256 = check(staging, expected_sha256)
-    _replace(staging, target)
+    put(staging, target)
     return write_record(target, name=name, kind=kind, sha256=sha256, source=source, recipe=recipe)
 
 
-def _replace(staging: Path, target: Path) -> None:
+def put(staging: Path, target: Path) -> None:
     """Atomic and durable. The unlink matters where both are links to one file: rename(2) then does nothing."""
     _sync(staging)
     staging.replace(target)

@@ -14,6 +14,7 @@ from edged.models.gguf import GgufHeader, read_header
 from edged.models.manifest import Prefixes, TemplateSource
 from edged.models.rollout import Role
 from edged.models.template import ChatTemplate
+from edged.models.wide import Copies
 from edged.workers.process import ENGINE_COMMAND
 from edged.workers.protocol import WorkerSettings
 from edged.workers.state import KeepWarm, WorkerState
@@ -30,10 +31,14 @@ async def unconfined(_role: Role, _pid: int, _needed_bytes: int) -> None:
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model file that is there, with what its manifest and its header say. ``asked`` is how it was called for."""
+    """A model file that is there, with what its manifest and its header say. ``asked`` is how it was called for.
+
+    ``copy`` is in eight bits, and computed with where there is one; ``header`` is then of it.
+    """
 
     asked: str
     path: Path
+    copy: Path | None
     header: GgufHeader
     identity: str
     template: ChatTemplate | None
@@ -75,11 +80,14 @@ class Launcher:
         """
         file, header, info = self.locate(role, name)
         source: TemplateSource = "gguf" if header.chat_template else "plain"
+        identity = self._catalog.identity(file if info is None else name)
+        copy = self.copy(role, identity)
         return Model(
             asked=name,
             path=file,
-            header=header,
-            identity=self._catalog.identity(file if info is None else name),
+            copy=copy,
+            header=read_header(copy) if copy else header,
+            identity=identity,
             template=ChatTemplate.of(info.template if info else source, header) if role == "chat" else None,
             prefixes=info.prefixes if info else Prefixes(),
         )
@@ -113,6 +121,8 @@ class Launcher:
         """Read the whole file again; it blocks. Raises :class:`ChecksumError` or :class:`GgufError` for a wrong one."""
         if model.path not in (self._config.chat.path, self._config.embed.path):
             self._catalog.verify(model.name)
+        if model.copy is not None:
+            Copies(self._config.wide_dir).verify(model.identity)
 
     def need(self, role: Role, model: Model) -> memory.Need:
         """The memory its worker will take."""
@@ -150,6 +160,7 @@ class Launcher:
             return WorkerSettings(
                 kind="chat",
                 model=str(model.path),
+                copy=str(model.copy or ""),
                 identity=model.identity,
                 threads=self._threads[role],
                 context_tokens=section.context_tokens,
@@ -172,6 +183,13 @@ class Launcher:
             load_mode=section.load_mode,
             gpu_layers=section.gpu_layers,
         )
+
+    def copy(self, role: Role, identity: str) -> Path | None:
+        """The eight-bit copy of a model, where there is one and it may be used. Blocks."""
+        chat = self._config.chat
+        if role != "chat" or not chat.widen or chat.gpu_layers:
+            return None
+        return Copies(self._config.wide_dir).find(identity)
 
     def _section(self, role: Role) -> Chat | Embed:
         return self._config.chat if role == "chat" else self._config.embed

@@ -31,11 +31,12 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     ``snapshots`` is the folder for states of stable prefixes ("" for none), ``identity`` names the model file in them.
     ``kv_apart`` gives each sequence ``context_tokens / sequences`` of its own. ``gpu_layers`` of the model are computed
-    on a GPU where there is one; -1 is all.
+    on a GPU where there is one; -1 is all. ``copy`` is loaded in the place of ``model`` where it can be.
     """
 
     kind: Literal["chat", "embed"]
     model: str
+    copy: str = ""
     threads: int
     context_tokens: int = 8192
     sequences: int = 8

@@ -96,6 +96,7 @@ async def test_topics_come_and_go_while_connected(box: Box, mosquitto: Mosquitto
     with MqttClient(mosquitto.port, "sensor", "edged/answer/#") as sensor:
         async with box.runs(events__topics=[PRESSURE]):
             await box.reload(events__topics=[HEAT])
+            await asyncio.to_thread(mosquitto.until_logged, "plant/heat (QoS", 1)
             await publish(sensor, "plant/heat")
             await asyncio.to_thread(sensor.next)
             assert await is_deaf_to(sensor, "plant/pressure")
