@@ -179,8 +179,7 @@ async def parts(*, with_chat: bool) -> AsyncGenerator[Parts, None]:
 def as_served(config: Config, catalog: Catalog, name: str) -> Path:
     """The weights that an installed edged computes with: the model's file, or an eight-bit copy of it."""
     file, identity = catalog.pull(name), catalog.identity(name)
-    if not widening.unsuitable(config, file) and not widening.is_tried(config, identity):
-        widening.widen(config, identity, file)
+    widening.widen_once(config, identity, file)
     return Copies(config.wide_dir).find(identity) or file
 
 

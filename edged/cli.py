@@ -770,7 +770,10 @@ def models_widen(
     name = given.stem if given else name or config.chat.model
     file = given or catalog.path(name)
     if reason := widening.unsuitable(config, file):
-        _say_json({"model": name, "kept": False, "reason": reason}) if as_json else _say(f"{name}: no copy: {reason}")
+        if as_json:
+            _say_json({"model": name, "kept": False, "reason": reason})
+        else:
+            _say(f"{name}: no copy: {reason}")
         return
     copied = widening.widen(config, catalog.identity(given or name), file)
     if as_json:
@@ -784,13 +787,13 @@ def _widen_once(config: "Config", catalog: "Catalog", model: "ModelInfo") -> Non
     from edged.errors import EdgedError
     from edged.serving import widening
 
-    identity = catalog.identity(model.name)
-    if not config.chat.widen or widening.is_tried(config, identity) or widening.unsuitable(config, model.path):
-        return
     try:
-        _note(_trial_line(model.name, widening.widen(config, identity, model.path)))
+        copied = widening.widen_once(config, catalog.identity(model.name), model.path)
     except EdgedError as error:
         _note(f"no eight-bit copy of {model.name}: {error.message}")
+        return
+    if copied is not None:
+        _note(_trial_line(model.name, copied))
 
 
 def _trial_line(name: str, copied: "Copied") -> str:

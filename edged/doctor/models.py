@@ -148,8 +148,8 @@ def read_memory(device: Device) -> Memory:
 def _model(choice: Choice, catalog: Catalog, launcher: Launcher) -> Model | None:
     name, file = choice.name, choice.path
     try:
-        identity = catalog.identity(name if choice.sha256 else file)
-        copy = launcher.copy(choice.role, identity)
+        identity = catalog.recorded_identity(name if choice.sha256 else file)
+        copy = launcher.copy(choice.role, identity) if identity else None
         header = read_header(copy or file)
     except (EdgedError, OSError):
         return None  # the check of the checksums says so

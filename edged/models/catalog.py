@@ -107,10 +107,19 @@ class Catalog:
         """
         if isinstance(name_or_path, Path):
             read_header(name_or_path)
-            name, file = name_or_path.stem, name_or_path
-        else:
-            name, file = name_or_path, self.path(name_or_path)
+        name, file = self._named(name_or_path)
         return f"{name}@{_known_checksum(name, file)[:IDENTITY_LENGTH]}"
+
+    def recorded_identity(self, name_or_path: str | Path) -> str:
+        """As :meth:`identity`, by the record beside the file alone: empty where that does not speak of this file."""
+        name, file = self._named(name_or_path)
+        record = read_record(file)
+        return f"{name}@{record.sha256[:IDENTITY_LENGTH]}" if record is not None and record.matches(file) else ""
+
+    def _named(self, name_or_path: str | Path) -> tuple[str, Path]:
+        if isinstance(name_or_path, Path):
+            return name_or_path.stem, name_or_path
+        return name_or_path, self.path(name_or_path)
 
     # --- deeds --------------------------------------------------------------------------------------
 

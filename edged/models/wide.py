@@ -45,7 +45,7 @@ LEAST_GAIN: Final = 1.1
 
 class Copied(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a copy, made with the named version of llama-cpp-python. A device that gained nothing by it keeps
-    this alone, so as not to try again.
+    this alone, so as not to try again: size, time of change and checksum are those of a copy that is kept.
     """
 
     trial: Trial

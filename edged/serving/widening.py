@@ -13,6 +13,8 @@ from edged.workers.process import COMPUTE_ENVIRONMENT
 
 def unsuitable(config: Config, file: Path) -> str:
     """Why no copy of ``file`` should be made here, empty if one may. Raises :class:`GgufError`."""
+    if not config.chat.widen:
+        return "chat.widen = false"
     if config.chat.gpu_layers:
         return "chat.gpu_layers leaves it to a GPU"
     return wide.unsuitable(
@@ -20,14 +22,19 @@ def unsuitable(config: Config, file: Path) -> str:
     )
 
 
-def is_tried(config: Config, identity: str) -> bool:
-    """Whether it is known already that a copy is not worth it, or the copy is there."""
-    copies = wide.Copies(config.wide_dir)
-    copied = copies.tried(identity)
-    return copied is not None and (not copied.kept or copies.find(identity) is not None)
-
-
 def widen(config: Config, identity: str, file: Path) -> wide.Copied:
     """Make the copy and try it; see :meth:`wide.Copies.make`."""
     threads = place(detect.machine(), wishes(config)).chat_threads
     return wide.Copies(config.wide_dir).make(identity, file, threads, COMPUTE_ENVIRONMENT)
+
+
+def widen_once(config: Config, identity: str, file: Path) -> wide.Copied | None:
+    """As :func:`widen`; None where no copy should be made, or it is known what becomes of one."""
+    if _is_known(wide.Copies(config.wide_dir), identity) or unsuitable(config, file):
+        return None
+    return widen(config, identity, file)
+
+
+def _is_known(copies: wide.Copies, identity: str) -> bool:
+    copied = copies.tried(identity)
+    return copied is not None and (not copied.kept or copies.find(identity) is not None)

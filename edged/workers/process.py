@@ -28,11 +28,13 @@ ENGINE_COMMAND = (sys.executable, "-m", "edged.engine")
 LOAD_TIMEOUT_SECONDS = 120.0
 
 COMPUTE_ENVIRONMENT = {"GOMP_SPINCOUNT": "3000", "OPENBLAS_NUM_THREADS": "1"}
-"""How long compute threads spin at a barrier before they sleep (libgomp; its default is 300,000 turns), and that
-NumPy has no threads beside them.
+"""How long compute threads spin before they sleep while they wait for the next step (libgomp; its default is 300,000
+turns), and that NumPy has no threads beside them. At the barriers within a step they wait as scripts/llama/barrier.c
+says, where llama.cpp was compiled with it.
 
-Measured with SmolLM2 on 2 cores, 2 threads, side by side, milliseconds a token: alone 7.6-8.2 with 3,000 turns, 10.9
-with 400, about 20 without spinning; beside one busy process 51 with 3,000 turns, 22 with 400, 100-500 with the default.
+Measured with SmolLM2 on 2 cores, 2 threads, side by side, with libgomp's barriers, milliseconds a token: alone 7.6-8.2
+with 3,000 turns, 10.9 with 400, about 20 without spinning; beside one busy process 51 with 3,000 turns, 22 with 400,
+100-500 with the default.
 Such a neighbour costs a thread within two seconds, and one thread waits for nobody (12).
 """
 LAST_WORDS_BYTES = 4096

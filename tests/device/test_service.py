@@ -205,8 +205,12 @@ def test_the_data_are_moved_by_a_mount_and_another_home_is_warned_of(board: Boar
     finally:
         board.run(MOVE_BACK, timeout_seconds=READY_SECONDS)
     wait_until_ready(board)
-    elsewhere = "sed 's|^home = .*|home = \"/srv/edged\"|' /etc/edged/edged.toml >/run/elsewhere.toml"
-    told = board.run(f"{elsewhere} && EDGED_CONFIG=/run/elsewhere.toml edged check")
+    board.run("sed 's|^home = .*|home = \"/srv/edged\"|' /etc/edged/edged.toml >/run/elsewhere.toml")
+    board.run("install -d -o edged -g edged /srv/edged")
+    try:
+        told = board.run("EDGED_CONFIG=/run/elsewhere.toml edged check")
+    finally:
+        board.run("rm -r /srv/edged")
     assert "cannot write to home = /srv/edged" in told
 
 

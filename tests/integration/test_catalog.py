@@ -402,11 +402,13 @@ def test_an_identity_is_read_from_the_record_until_the_file_changes(tmp_path: Pa
     file = tmp_path / "my model.gguf"
     file.write_bytes(MODEL)
     models = catalog(tmp_path, FileSource(path="unused"))
-    assert models.identity(file) == f"my model@{SHA256[:16]}"
+    assert models.recorded_identity(file) == ""
+    assert models.identity(file) == models.recorded_identity(file) == f"my model@{SHA256[:16]}"
     record = record_path(file)
     record.write_bytes(record.read_bytes().replace(SHA256.encode(), b"0" * 64))
     assert models.identity(file) == f"my model@{'0' * 16}"
     file.write_bytes(longer := OTHER + bytes(1))
+    assert models.recorded_identity(file) == ""
     assert models.identity(file) == f"my model@{hashlib.sha256(longer).hexdigest()[:16]}"
 
 

@@ -12,13 +12,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from edged.config import Config
+from edged.config import Chat, Config
 from edged.daemon import running
 from edged.engine.llama import quiet
 from edged.engine.widen import compare, widen
 from edged.models.catalog import Catalog
 from edged.models.gguf import read_header
 from edged.models.wide import Copies, unsuitable
+from edged.serving import widening
 from edged.types import TokenSeconds, Trial
 from edged.workers.process import WorkerProcess
 from edged.workers.protocol import WorkerSettings
@@ -72,6 +73,17 @@ def test_what_is_not_a_tensor_is_the_same(file: Path, copy: Path) -> None:
 def test_both_are_tried(file: Path, copy: Path) -> None:
     trial = compare(file, copy, 2)
     assert min(*msgspec.structs.astuple(trial.file), *msgspec.structs.astuple(trial.copy)) > 0
+
+
+def test_a_copy_is_made_once_and_not_where_it_would_not_be_used(file: Path, tmp_path: Path) -> None:
+    config = Config(home=tmp_path)
+    identity = f"m@{'0' * 16}"
+    for unused in (Chat(widen=False), Chat(gpu_layers=1)):
+        assert widening.widen_once(Config(home=tmp_path, chat=unused), identity, file) is None
+    copied = widening.widen_once(config, identity, file)
+    assert copied is not None
+    assert (Copies(config.wide_dir).find(identity) is not None) is copied.kept
+    assert widening.widen_once(config, identity, file) is None
 
 
 @pytest.mark.parametrize("content", [None, b"GGUF, but for the rest"])
