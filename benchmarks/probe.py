@@ -1,7 +1,7 @@
 """What measuring costs the chat worker, and what it shows that a CPU percentage does not.
 
-cost       decode tokens per second of a real worker with and without the probe, in turn; what the probe itself takes.
-           The median time from token to token tells less than the whole, and repeats better: stalls do not move it
+cost       tokens per second of a real worker's streams while the probe watches it and while nobody does, in turn, for a
+           second from the same token on; what the probe itself takes
 neighbour  a worker asked at a steady pace, alone on its core and then beside a busy process, second by second: the
            run-queue delay that the probe counts, the CPU percentage that psutil computes
 
@@ -35,13 +35,18 @@ from edged.models.catalog import Catalog
 from edged.probe.histogram import quantile
 from edged.probe.sample import Sample, Step, Watched
 from edged.types import Segment
-from edged.workers.protocol import Finished, WorkerSettings
+from edged.workers.protocol import WorkerSettings
 from edged.workers.worker import Worker
 from tests.probe_process import ProbeClient, ProbeProcess
 
 MODELS_CACHE: Final = Path("~/.cache/edged/models").expanduser()
 STREAMS: Final = (1, 4)
-TOKENS: Final = 192
+MOST_TOKENS: Final = 1900
+WINDOW_SECONDS: Final = 1.0
+"""As long as from one reading of the probe to its next."""
+SETTLING_SECONDS: Final = 0.3
+"""From the first tokens until the window begins: the programs are attached there. Longer windows would not be alike: a
+token takes longer, the more there were before."""
 PACE_SECONDS: Final = 0.4
 PACED_TOKENS: Final = 6
 LEAST_RATIO: Final = 0.99
@@ -52,20 +57,15 @@ PROMPT: Final = "A long list of the parts of a pump, each with its purpose:\n1."
 WITH, WITHOUT = "with the probe", "without"
 
 
-class Speed(msgspec.Struct, frozen=True):
-    """Of all streams together, prompts left out; and the median time from one token of a stream to its next."""
-
-    tokens_per_second: float
-    token_ms: float
-
-
-class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """So many streams at once; the probe's own figures are of the seconds in between, 0 without it."""
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """Some seconds of streams that go on: tokens of all of them per second, and the median milliseconds from one token
+    of a stream to its next. The probe's own figures are shares of a core, 0 without it.
+    """
 
     streams: int
     method: str
-    speed: Speed
-    samples: int = 0
+    tokens_per_second: float
+    token_ms: float
     probe_core_share: float = 0.0
     kernel_core_share: float = 0.0
 
@@ -119,65 +119,80 @@ def watched_client(probe: ProbeProcess, worker: Worker) -> ProbeClient:
     return client
 
 
-async def decode(worker: Worker, streams: int, tokens: int = TOKENS) -> Speed:
-    ended = await asyncio.gather(*(_one(worker, tokens) for _ in range(streams)))
-    return Speed(
-        sum((last.completion_tokens - 1) / (last.generate_ms / 1e3) for last, _ in ended),
-        statistics.median(gap for _, gaps in ended for gap in gaps),
-    )
+@contextlib.asynccontextmanager
+async def streaming(worker: Worker, streams: int) -> AsyncIterator[list[list[float]]]:
+    """When the pieces of each stream came, by the loop's clock; from the first of each on."""
+    heard: list[list[float]] = [[] for _ in range(streams)]
+    begun = [asyncio.Event() for _ in range(streams)]
+    tasks = [asyncio.create_task(_listen(worker, *each)) for each in zip(heard, begun, strict=True)]
+    try:
+        for event in begun:
+            await event.wait()
+        yield heard
+        if any(task.done() for task in tasks):
+            raise RuntimeError("a stream ended early")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _one(worker: Worker, tokens: int) -> tuple[Finished, list[float]]:
-    """How it ended, and the milliseconds between the pieces of its text."""
+async def _listen(worker: Worker, heard: list[float], begun: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
-    heard: list[float] = []
-    async with contextlib.aclosing(worker.generate([Segment(PROMPT)], max_tokens=tokens)) as items:
-        async for item in items:
-            if isinstance(item, Finished):
-                return item, [(later - sooner) * 1e3 for sooner, later in itertools.pairwise(heard)]
+    async with contextlib.aclosing(worker.generate([Segment(PROMPT)], max_tokens=MOST_TOKENS)) as items:
+        async for _ in items:
             heard.append(loop.time())
-    raise RuntimeError("a stream ended early")
+            begun.set()
 
 
 # --- cost ------------------------------------------------------------------------------------------
 
 
-async def measure_cost(worker: Worker, probe: ProbeProcess, rounds: int) -> list[Round]:
-    await decode(worker, max(STREAMS))
+async def measure_cost(worker: Worker, probe: ProbeProcess, rounds: int) -> list[Window]:
+    """Pairs of windows, one after the other in the list; which method comes first changes from pair to pair."""
+    (await asyncio.to_thread(watched_client, probe, worker)).close()  # compiled
     found = []
     for number in range(rounds):
         for streams in STREAMS:
             order = (WITH, WITHOUT) if number % 2 else (WITHOUT, WITH)
-            for method in order:
-                found.append(await _round(worker, probe, streams, method))
-                print(
-                    f"round {number + 1}, {streams} streams, {method}: {found[-1].speed.tokens_per_second:.1f}",
-                    flush=True,
-                )
+            pair = [await _window(worker, probe, streams, method) for method in order]
+            found += pair
+            told = ", ".join(f"{each.method} {each.tokens_per_second:.1f}" for each in pair)
+            print(f"round {number + 1}, {streams} streams: {told}", flush=True)
     return found
 
 
-async def _round(worker: Worker, probe: ProbeProcess, streams: int, method: str) -> Round:
-    if method == WITHOUT:
-        return Round(streams=streams, method=method, speed=await decode(worker, streams))
-    client = await asyncio.to_thread(watched_client, probe, worker)
-    before = _cpu_seconds(probe.pid)
-    speed = await decode(worker, streams)
-    first = await asyncio.to_thread(client.sample)
-    samples = [first]
-    seconds = streams * TOKENS / speed.tokens_per_second
-    while sum(each.seconds for each in samples) < seconds:
-        samples.append(await asyncio.to_thread(client.sample))
-    client.close()
-    passed = sum(each.seconds for each in samples)
-    return Round(
+async def _window(worker: Worker, probe: ProbeProcess, streams: int, method: str) -> Window:
+    assert worker.pid is not None
+    loop = asyncio.get_running_loop()
+    async with streaming(worker, streams) as heard:
+        with _watching(probe, worker.pid) if method == WITH else contextlib.nullcontext() as client:
+            await asyncio.sleep(SETTLING_SECONDS)
+            before, begin = _cpu_seconds(probe.pid), loop.time()
+            await asyncio.sleep(WINDOW_SECONDS)
+            seconds, spent = loop.time() - begin, _cpu_seconds(probe.pid) - before
+            sample = None if client is None else client.sample_until(lambda sample: sample.seconds > WINDOW_SECONDS / 2)
+    inside = [[moment for moment in each if begin <= moment <= begin + seconds] for each in heard]
+    if sample is not None and sample.step is not Step.EBPF:
+        raise SystemExit(f"the probe does not reach the kernel: {sample.reason}")
+    return Window(
         streams=streams,
         method=method,
-        speed=speed,
-        samples=len(samples),
-        probe_core_share=(_cpu_seconds(probe.pid) - before) / passed,
-        kernel_core_share=sum(each.cost.kernel_seconds or 0.0 for each in samples) / passed,
+        tokens_per_second=sum(len(each) for each in inside) / seconds,
+        token_ms=statistics.median(1e3 * (b - a) for each in inside for a, b in itertools.pairwise(each)),
+        probe_core_share=0.0 if sample is None else spent / seconds,
+        kernel_core_share=0.0 if sample is None else (sample.cost.kernel_seconds or 0.0) / sample.seconds,
     )
+
+
+@contextlib.contextmanager
+def _watching(probe: ProbeProcess, pid: int) -> Iterator[ProbeClient]:
+    client = ProbeClient(probe.socket)
+    try:
+        client.watch(Watched(name="chat", pid=pid))
+        yield client
+    finally:
+        client.close()
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -185,45 +200,58 @@ def _cpu_seconds(pid: int) -> float:
     return times.user + times.system
 
 
-def cost_report(rounds: Sequence[Round], resident_bytes: int) -> Iterator[str]:
+def cost_report(windows: Sequence[Window], resident_bytes: int) -> Iterator[str]:
     rows = []
     for streams in STREAMS:
-        plain, measured = (_speeds(rounds, streams, method) for method in (WITHOUT, WITH))
-        own = [each for each in rounds if each.streams == streams and each.method == WITH]
-        ratio = _relation([each.tokens_per_second for each in measured], [each.tokens_per_second for each in plain])
-        token_ratio = _relation([each.token_ms for each in plain], [each.token_ms for each in measured])
+        mine = [each for each in windows if each.streams == streams]
+        plain, measured = ([each for each in mine if each.method == method] for method in (WITHOUT, WITH))
+        ratios = sorted(_ratio(pair) for pair in _pairs(mine))
+        least, most = _bounds(ratios)
         rows.append(
             (
                 streams,
                 f"{statistics.median(each.tokens_per_second for each in plain):.1f}",
                 f"{statistics.median(each.tokens_per_second for each in measured):.1f}",
-                f"{ratio:.3f}",
-                f"{token_ratio:.3f}",
-                f"{100 * statistics.median(each.probe_core_share for each in own):.2f} %",
-                f"{100 * statistics.median(each.kernel_core_share for each in own):.2f} %",
+                f"{statistics.median(ratios):.3f}",
+                f"{least:.3f} to {most:.3f}",
+                f"{statistics.median(_token_ratio(pair) for pair in _pairs(mine)):.3f}",
+                f"{100 * statistics.mean(each.probe_core_share for each in measured):.2f} %",
+                f"{100 * statistics.mean(each.kernel_core_share for each in measured):.2f} %",
             )
         )
+        ratio = statistics.median(ratios)
         yield _goal(f"{streams} streams at least {LEAST_RATIO:g} times", ratio >= LEAST_RATIO, f"{ratio:.3f}")
-    shares = [each.probe_core_share for each in rounds if each.method == WITH]
+    share = statistics.mean(each.probe_core_share for each in windows if each.method == WITH)
     yield _goal(
         "the probe's process takes at most 1 % of a core",
-        statistics.median(shares) <= MOST_CORE_SHARE,
-        f"{100 * statistics.median(shares):.2f} %, {resident_bytes / 2**20:.0f} MiB resident",
+        share <= MOST_CORE_SHARE,
+        f"{100 * share:.2f} %, {resident_bytes / 2**20:.0f} MiB resident",
     )
     header = (
-        "streams", "tokens/s without", "with the probe", "ratio", "by the median token", "probe's process",
-        "its programs",
+        "streams", "tokens/s without", "with the probe", "ratio", "95 % of such medians", "by the median token",
+        "probe's process", "its programs",
     )  # fmt: skip
     yield "\n" + table(header, rows)
 
 
-def _relation(upper: Sequence[float], lower: Sequence[float]) -> float:
-    """The median of the ratios within the rounds."""
-    return statistics.median(above / below for above, below in zip(upper, lower, strict=True))
+def _pairs(windows: Sequence[Window]) -> list[dict[str, Window]]:
+    """Neighbours in time, by method."""
+    return [{each.method: each for each in pair} for pair in zip(windows[::2], windows[1::2], strict=True)]
 
 
-def _speeds(rounds: Sequence[Round], streams: int, method: str) -> list[Speed]:
-    return [each.speed for each in rounds if (each.streams, each.method) == (streams, method)]
+def _ratio(pair: dict[str, Window]) -> float:
+    return pair[WITH].tokens_per_second / pair[WITHOUT].tokens_per_second
+
+
+def _token_ratio(pair: dict[str, Window]) -> float:
+    return pair[WITHOUT].token_ms / pair[WITH].token_ms
+
+
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Between these, of sorted values, the median of their distribution lies in 95 of 100 cases: by their ranks."""
+    away = round(1.96 * len(values) ** 0.5 / 2)
+    middle = (len(values) - 1) / 2
+    return values[max(0, int(middle - away))], values[min(len(values) - 1, int(middle + away + 0.5))]
 
 
 def _goal(text: str, holds: bool, found: str) -> str:
@@ -236,10 +264,11 @@ def _goal(text: str, holds: bool, found: str) -> str:
 async def measure_neighbour(worker: Worker, probe: ProbeProcess, seconds: int) -> list[Second]:
     """The worker has a core to itself and less to do than it could; then somebody else wants that core as well."""
     core = max(os.sched_getaffinity(0))
-    _pin(worker, core)
     client = await asyncio.to_thread(watched_client, probe, worker)
     asking = asyncio.create_task(_ask_now_and_then(worker))
     try:
+        await asyncio.to_thread(client.sample)
+        _pin(worker, probe, core)  # now it has all of its threads: those to come would compute where this one does
         await asyncio.to_thread(client.sample)
         quiet = await _seconds(client, worker, seconds, busy=False)
         neighbour = await asyncio.create_subprocess_exec("taskset", "-c", str(core), sys.executable, "-c", BUSY)
@@ -254,13 +283,14 @@ async def measure_neighbour(worker: Worker, probe: ProbeProcess, seconds: int) -
         client.close()
 
 
-def _pin(worker: Worker, core: int) -> None:
-    """The thread that computes on this core; the worker's others, and this program, elsewhere."""
+def _pin(worker: Worker, probe: ProbeProcess, core: int) -> None:
+    """The thread that computes on this core; the worker's others, the probe, and this program, elsewhere."""
     assert worker.pid is not None
     others = os.sched_getaffinity(0) - {core}
     for thread in psutil.Process(worker.pid).threads():
         os.sched_setaffinity(thread.id, {core} if thread.id == worker.pid else others)
-    os.sched_setaffinity(0, others)
+    for process in (probe.pid, 0):
+        os.sched_setaffinity(process, others)
 
 
 async def _ask_now_and_then(worker: Worker) -> None:
@@ -268,7 +298,8 @@ async def _ask_now_and_then(worker: Worker) -> None:
     loop = asyncio.get_running_loop()
     due = loop.time()
     while True:
-        await _one(worker, PACED_TOKENS)
+        async for _ in worker.generate([Segment(PROMPT)], max_tokens=PACED_TOKENS):
+            pass
         due = max(due + PACE_SECONDS, loop.time())
         await asyncio.sleep(due - loop.time())
 
@@ -348,7 +379,7 @@ def _chart(name: str, values: Sequence[float], begin: int, top: int) -> str:
 
 async def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rounds", type=int, default=12, help="pairs of rounds for each number of streams")
+    arguments.add_argument("--rounds", type=int, default=60, help="pairs of windows for each number of streams")
     arguments.add_argument("--seconds", type=int, default=15, help="alone, and as many beside the busy process")
     arguments.add_argument("--svg", type=Path, help="draw the neighbour here")
     arguments.add_argument("--json", type=Path, help="write every measurement to this file")
