@@ -28,7 +28,7 @@ from edged.probe.layout import (
     State,
 )
 from edged.probe.loading import Programs
-from edged.probe.procfs import thread_numbers, threads_now
+from edged.probe.procfs import nanoseconds_of, thread_numbers, threads_now
 from edged.probe.sample import AffinityChange
 
 TRACEPOINTS: Final = (
@@ -47,9 +47,16 @@ STATS_ENABLED: Final = Path("/proc/sys/kernel/bpf_stats_enabled")
 SECONDS_PER_RUN: Final = 200e-9
 """Of one program: an estimate, where the kernel does not measure it."""
 LOOKS: Final = 3
+LONGEST_TICK: Final = 10_000_000
+"""Nanoseconds, at 100 Hz. Where it is stopped (``nohz_full``), time is told as stolen that is found again later."""
 STATES: Final = {"R": State.RUNNING, "D": State.WAITING}
 """As proc(5) has them; all others sleep, one way or another."""
-REASONS: Final = {Column.RUNNABLE: "preempted", Column.SLEEPING: "sleeping", Column.WAITING: "waiting"}
+REASONS: Final = {
+    Column.RUNNABLE: "preempted",
+    Column.SLEEPING: "sleeping",
+    Column.WAITING: "waiting",
+    Column.STOLEN: "stolen",
+}
 FIRST: Final = NUMBER.pack(0)
 
 
@@ -79,12 +86,14 @@ class _Total(msgspec.Struct):
     on_cpu: list[int]
     columns: list[int]
 
-    def add(self, state: int, core: int, nanoseconds: int) -> None:
-        """What a thread is still doing."""
-        if state == State.RUNNING:
-            self.on_cpu[core] += nanoseconds
-        else:
-            self.columns[Column.RUNNABLE + state - State.RUNNABLE] += nanoseconds
+    def add_run(self, core: int, passed: int, ran: int) -> None:
+        """Of a thread that is on its core still: nanoseconds that passed, and how many of them it computed."""
+        self.on_cpu[core] += ran
+        self.columns[Column.STOLEN] += passed - ran
+
+    def add_pause(self, state: int, passed: int) -> None:
+        """Of a thread that is off it still."""
+        self.columns[Column.RUNNABLE + state - State.RUNNABLE] += passed
 
 
 class KernelProbe:
@@ -170,7 +179,7 @@ class KernelProbe:
         slot = min(set(range(SLOTS)) - set(self._slots.values()))
         self._slots[pid] = slot
         self._maps["watched"].update(NUMBER.pack(pid), NUMBER.pack(slot))
-        threads, unknown = self._maps["threads"], THREAD.pack(0, slot, State.UNKNOWN, 0)
+        threads, unknown = self._maps["threads"], THREAD.pack(0, 0, slot, State.UNKNOWN, 0)
         known = thread_numbers(pid)
         for thread in known:
             threads.update(NUMBER.pack(thread), unknown, bpf.ONLY_NEW)
@@ -179,9 +188,11 @@ class KernelProbe:
             key, now = NUMBER.pack(thread), alive.get(thread)
             if now is None:  # it may have ended before it was known, and nobody would forget it
                 threads.delete(key)
+            elif not now.cpu_nanoseconds:  # without its account so far, counting begins at its next switch
+                continue
             elif threads.lookup(key) == unknown:  # else it has moved meanwhile, and the programs know better
                 state = STATES.get(now.state, State.SLEEPING)
-                threads.update(key, THREAD.pack(time.monotonic_ns(), slot, state, now.core))
+                threads.update(key, THREAD.pack(time.monotonic_ns(), now.cpu_nanoseconds, slot, state, now.core))
 
     # --- what was counted ----------------------------------------------------------------------------
 
@@ -191,18 +202,24 @@ class KernelProbe:
         for _ in range(LOOKS):
             threads = self._threads()
             totals = {slot: self._total(slot) for slot in self._slots.values()}
+            ran_now = {key: nanoseconds_of(key) for key, (*_, state, _) in threads.items() if state == State.RUNNING}
             now = time.monotonic_ns()
             after = self._threads()
             if after == threads:
                 break
-        for key, (since, slot, state, core) in threads.items():
+        for key, (since, ran_then, slot, state, core) in threads.items():
+            passed = max(0, now - since)
             if slot not in totals:
                 self._maps["threads"].delete(NUMBER.pack(key))
-            elif after.get(key) == (since, slot, state, core) and state != State.UNKNOWN:
-                totals[slot].add(state, core, max(0, now - since))
+            elif state == State.UNKNOWN or after.get(key) != threads[key]:
+                continue
+            elif state == State.RUNNING:
+                totals[slot].add_run(core, passed, computed(passed, ran_then, ran_now[key]))
+            else:
+                totals[slot].add_pause(state, passed)
         return totals
 
-    def _threads(self) -> dict[int, tuple[int, int, int, int]]:
+    def _threads(self) -> dict[int, tuple[int, int, int, int, int]]:
         keys, values = self._maps["threads"].items(THREADS)
         numbers = (number for (number,) in NUMBER.iter_unpack(keys))
         return dict(zip(numbers, THREAD.iter_unpack(values), strict=True))
@@ -229,6 +246,12 @@ class KernelProbe:
 
     def _of_cores(self, name: str, form: struct.Struct, key: bytes = FIRST) -> list[tuple[int, ...]]:
         return list(form.iter_unpack(self._maps[name].lookup(key) or b""))
+
+
+def computed(passed: int, then: int, now: int | None) -> int:
+    """Nanoseconds that a thread computed of those that it was on its core, by an account that may be a tick late."""
+    told = passed if now is None else now - then
+    return passed if told > passed - LONGEST_TICK else told
 
 
 def _counted(before: _Total, after: _Total, changes: tuple[AffinityChange, ...]) -> Counted:

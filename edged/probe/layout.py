@@ -11,11 +11,11 @@ SLOTS: Final = 64
 THREADS: Final = 4096
 
 NUMBER: Final = struct.Struct("=I")
-THREAD: Final = struct.Struct("=QIII4x")
-"""Since when (ns), slot, state, core."""
-USAGE: Final = struct.Struct(f"={7 + 2 * HISTOGRAM_BUCKETS}Q")
+THREAD: Final = struct.Struct("=QQIII4x")
+"""Since when (ns), how long it had run until then (ns), slot, state, core."""
+USAGE: Final = struct.Struct(f"={8 + 2 * HISTOGRAM_BUCKETS}Q")
 RUNS: Final = struct.Struct("=Q")
-LAYOUT: Final = struct.Struct("=IIIII4xQQ")
+LAYOUT: Final = struct.Struct("=IIIIIIQQ")
 CHANGE: Final = struct.Struct("=III4x16s")
 """Caller, slot, thread, the caller's name."""
 CHECKED: Final = struct.Struct("=QQ")
@@ -23,6 +23,7 @@ CHECKED: Final = struct.Struct("=QQ")
 FIELDS: Final = (
     (("task_struct", "pid"),),
     (("task_struct", "tgid"),),
+    (("task_struct", "se"), ("sched_entity", "sum_exec_runtime")),
     (("request", "bio"),),
     (("request", "cmd_flags"),),
     (("bio", "bi_iter"), ("bvec_iter", "bi_size")),
@@ -61,8 +62,9 @@ class Column(IntEnum):
     RUNNABLE = 1
     SLEEPING = 2
     WAITING = 3
-    MIGRATIONS = 4
-    READ = 5
-    WRITTEN = 6
-    RUN_QUEUE = 7
+    STOLEN = 4
+    MIGRATIONS = 5
+    READ = 6
+    WRITTEN = 7
+    RUN_QUEUE = 8
     IO_DELAY = RUN_QUEUE + HISTOGRAM_BUCKETS

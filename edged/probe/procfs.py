@@ -105,6 +105,12 @@ def threads_now(pid: int, proc: Path = PROC) -> list[ThreadNow]:
     return found
 
 
+def nanoseconds_of(thread: int, proc: Path = PROC) -> int | None:
+    """How long it has computed, up to the last tick. None when it is gone, or where the kernel keeps no account."""
+    text = read_file(proc / str(thread) / "schedstat")
+    return int(text.split()[0]) if text else None
+
+
 # --- the system ------------------------------------------------------------------------------------
 
 

@@ -82,7 +82,8 @@ class WorkerProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         _field(
             Merging.SUM,
             "s",
-            "Thread time off the CPU by reason: `preempted` (could run), `sleeping`, `waiting` (for the disk, mostly).",
+            "Thread time off the CPU by reason: `preempted` (could run), `sleeping`, `waiting` (for the disk, mostly), "
+            "`stolen` (on a core that a hypervisor or an interrupt had meanwhile, as far as this kernel tells them).",
         ),
     ] = None
     throttled_share: Annotated[

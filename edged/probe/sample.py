@@ -73,7 +73,8 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
 
     ``cpu_seconds``: on each core. ``run_queue``: how long threads that could run waited for a core.
     ``off_cpu_seconds``: by reason, summed over threads: ``preempted`` (could run), ``sleeping`` (interruptible wait),
-    ``waiting`` (uninterruptible: the disk, mostly). ``throttled_share``: of the periods of its CPU quota, 0 to 1.
+    ``waiting`` (uninterruptible: the disk, mostly), ``stolen`` (on a core that a hypervisor or an interrupt had
+    meanwhile). ``throttled_share``: of the periods of its CPU quota, 0 to 1.
     ``io_delay``: each block request's time, from issue to completion. ``resident_bytes`` and its two parts are as at
     the end; all others count what happened in between.
     """

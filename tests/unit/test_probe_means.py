@@ -10,6 +10,7 @@ from edged.probe import energy, estimate, groups, loading, procfs
 from edged.probe.btf import Types
 from edged.probe.follower import best
 from edged.probe.groups import Periods
+from edged.probe.kernel import computed
 from edged.probe.procfs import TICKS_PER_SECOND, Memory, ProcessNow, ThreadNow, Transferred
 from edged.probe.sample import HISTOGRAM_BUCKETS, Measured, Source, Step
 from edged.probe.sampler import Sampler
@@ -55,6 +56,8 @@ def test_threads_are_read_with_and_without_their_schedule(tmp_path: Path) -> Non
     found = {each.number: each for each in procfs.threads_now(7, tmp_path)}
     assert found == {7: ThreadNow(7, "R", 3, 5000, 6000, 7), 8: ThreadNow(8, "R", 3)}
     assert procfs.threads_now(9, tmp_path) == []
+    write(tmp_path, {"8/schedstat": "5000 6000 7\n"})
+    assert (procfs.nanoseconds_of(8, tmp_path), procfs.nanoseconds_of(9, tmp_path)) == (5000, None)
 
 
 def test_a_core_is_busy_while_it_neither_idles_nor_waits_for_the_disk_nor_for_the_hypervisor(tmp_path: Path) -> None:
@@ -149,6 +152,17 @@ def test_a_jetsons_rail_is_known_by_its_name_and_other_sensors_are_no_energy(tmp
     write(tmp_path, {f"{sensor}/in2_label": "VDD_CPU\n", f"{sensor}/in1_label": "VDD_IN\n"})
     write(tmp_path, {f"{sensor}/in1_input": "5000\n", f"{sensor}/curr1_input": "1200\n"})
     assert energy.Energy(energy.find(tmp_path)).joules(2.0) == pytest.approx(12.0)
+
+
+# --- programs in the kernel ------------------------------------------------------------------------
+
+
+def test_a_thread_still_on_its_core_has_computed_all_the_time_but_for_what_was_stolen_beyond_a_tick() -> None:
+    second = 1_000_000_000
+    assert computed(second, 0, None) == second
+    assert computed(second, 5 * second, 6 * second - 4_000_000) == second
+    assert computed(second, 5 * second, 6 * second - 50_000_000) == second - 50_000_000
+    assert computed(second, 0, 90 * second) == second
 
 
 # --- the way up ------------------------------------------------------------------------------------

@@ -32,12 +32,12 @@ int on_call_end(struct bpf_raw_tracepoint_args *context) {
     if (context->args[1] != 0)
         return 0;
     count_run();
-    if (number_at(registers, offsetof(struct pt_regs, CALL_NUMBER)) != __NR_sched_setaffinity)
+    if (u32_at(registers, offsetof(struct pt_regs, CALL_NUMBER)) != __NR_sched_setaffinity)
         return 0;
     struct layout *where = known_layout();
     if (!where)
         return 0;
-    u32 number = target_of(number_at(registers, offsetof(struct pt_regs, FIRST_ARGUMENT)), where);
+    u32 number = target_of(u32_at(registers, offsetof(struct pt_regs, FIRST_ARGUMENT)), where);
     struct thread *thread = threads.lookup(&number);
     if (!thread)
         return 0;

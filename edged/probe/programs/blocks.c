@@ -37,7 +37,7 @@ static __always_inline void settle(u64 bio, u32 size_offset, u64 when_read, u64 
         return;
     *owner = *slot;
     struct usage *used = usage.lookup(slot);
-    u64 size = number_at(bio, size_offset);
+    u64 size = u32_at(bio, size_offset);
     if (used) {
         used->read_bytes += size & when_read;
         used->written_bytes += size & when_written;
@@ -53,13 +53,13 @@ int on_issue(struct bpf_raw_tracepoint_args *context) {
     count_run();
     if (!where)
         return 0;
-    u32 operation = number_at(request, OFFSET(where->request_flags, struct request, cmd_flags)) & OPERATION_MASK;
+    u32 operation = u32_at(request, OFFSET(where->request_flags, struct request, cmd_flags)) & OPERATION_MASK;
     u64 when_read = operation == REQ_OP_READ ? -1 : 0, when_written = operation == REQ_OP_WRITE ? -1 : 0;
-    u64 first = pointer_at(request, OFFSET(where->request_bio, struct request, bio)), bio = first;
+    u64 first = u64_at(request, OFFSET(where->request_bio, struct request, bio)), bio = first;
     u32 size_offset = OFFSET(where->bio_size, struct bio, bi_iter.bi_size), owner = SLOTS;
     for (u32 index = 0; index < MOST_BIOS && bio; index++) {
         settle(bio, size_offset, when_read, when_written, &owner);
-        bio = pointer_at(bio, offsetof(struct bio, bi_next));
+        bio = u64_at(bio, offsetof(struct bio, bi_next));
     }
     struct issue *before = issued.lookup(&request);
     if (owner < SLOTS) {

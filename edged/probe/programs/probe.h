@@ -20,6 +20,7 @@ enum state { UNKNOWN, RUNNING, RUNNABLE, SLEEPING, WAITING };
 
 struct thread {
     u64 since_ns;
+    u64 ran_ns; // until then, by the scheduler's account
     u32 slot;
     u32 state;
     u32 core;
@@ -32,6 +33,7 @@ struct usage {
     u64 runnable_ns;
     u64 sleeping_ns;
     u64 waiting_ns;
+    u64 stolen_ns; // on its core, which a hypervisor or an interrupt had meanwhile
     u64 migrations;
     u64 read_bytes;
     u64 written_bytes;
@@ -44,10 +46,10 @@ struct usage {
 struct layout {
     u32 task_pid;
     u32 task_tgid;
+    u32 task_ran;
     u32 request_bio;
     u32 request_flags;
     u32 bio_size;
-    u32 unused;
     u64 namespace_device;
     u64 namespace_inode;
 };
@@ -86,16 +88,16 @@ BPF_TABLE("lru_hash", u64, struct issue, issued, REQUESTS); // request → since
 
 #define OFFSET(known, type, field) ((known) ? (known) : offsetof(type, field))
 
-static __always_inline u32 number_at(u64 structure, u32 offset) {
+static __always_inline u32 u32_at(u64 structure, u32 offset) {
     u32 number = 0;
     bpf_probe_read_kernel(&number, sizeof(number), (void *)structure + offset);
     return number;
 }
 
-static __always_inline u64 pointer_at(u64 structure, u32 offset) {
-    u64 pointer = 0;
-    bpf_probe_read_kernel(&pointer, sizeof(pointer), (void *)structure + offset);
-    return pointer;
+static __always_inline u64 u64_at(u64 structure, u32 offset) {
+    u64 number = 0;
+    bpf_probe_read_kernel(&number, sizeof(number), (void *)structure + offset);
+    return number;
 }
 
 // Delays are counted by powers of two: bucket i begins at 2^i microseconds, the first one at 0.

@@ -19,20 +19,26 @@ static __always_inline struct layout *known_layout(void) {
 }
 
 static __always_inline u32 thread_of(u64 task, struct layout *where) {
-    return number_at(task, OFFSET(where->task_pid, struct task_struct, pid));
+    return u32_at(task, OFFSET(where->task_pid, struct task_struct, pid));
 }
 
 static __always_inline u32 process_of(u64 task, struct layout *where) {
-    return number_at(task, OFFSET(where->task_tgid, struct task_struct, tgid));
+    return u32_at(task, OFFSET(where->task_tgid, struct task_struct, tgid));
+}
+
+// How long it has computed, as the scheduler counts: without what was stolen from it. Exact whenever it is given a core
+// or leaves it.
+static __always_inline u64 ran_by(u64 task, struct layout *where) {
+    return u64_at(task, OFFSET(where->task_ran, struct task_struct, se.sum_exec_runtime));
 }
 
 static __always_inline u32 kernel_state_of(struct bpf_raw_tracepoint_args *context) {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 18, 0)
     return context->args[3];
 #elif LINUX_VERSION_CODE >= KERNEL_VERSION(5, 14, 0)
-    return number_at(context->args[1], offsetof(struct task_struct, __state));
+    return u32_at(context->args[1], offsetof(struct task_struct, __state));
 #else
-    return number_at(context->args[1], offsetof(struct task_struct, state));
+    return u32_at(context->args[1], offsetof(struct task_struct, state));
 #endif
 }
 
@@ -42,58 +48,64 @@ static __always_inline u32 state_after(u64 is_preempted, u32 kernel_state) {
     return kernel_state & TASK_UNINTERRUPTIBLE ? WAITING : SLEEPING;
 }
 
-// What the thread did until now counts, and from now on it does something else.
-static __always_inline void turn(struct thread *thread, u32 state) {
+// What the thread did until now counts, and from now on it does something else. What it computed counts by the
+// scheduler's account, whatever it is believed to do: not every switch is shown to the programs.
+static __always_inline void turn(struct thread *thread, u64 task, u32 state, struct layout *where) {
     struct usage *used = usage.lookup(&thread->slot);
     u64 now = bpf_ktime_get_ns();
     u64 passed = now - thread->since_ns;
-    if (used && thread->state == RUNNING)
-        used->on_cpu_ns += passed;
+    u64 account = ran_by(task, where);
+    u64 ran = account - thread->ran_ns;
+    u64 paused = passed > ran ? passed - ran : 0;
+    if (used && thread->state != UNKNOWN)
+        used->on_cpu_ns += ran;
+    if (used && thread->state == RUNNING && state != RUNNING)
+        used->stolen_ns += paused;
     else if (used && thread->state == RUNNABLE)
-        used->runnable_ns += passed;
+        used->runnable_ns += paused;
     else if (used && thread->state == SLEEPING)
-        used->sleeping_ns += passed;
+        used->sleeping_ns += paused;
     else if (used && thread->state == WAITING)
-        used->waiting_ns += passed;
+        used->waiting_ns += paused;
     if (used && thread->state == RUNNABLE && state == RUNNING) {
-        u32 bucket = bucket_of(passed);
+        u32 bucket = bucket_of(paused);
         if (bucket < BUCKETS)
             used->run_queue[bucket] += 1;
     }
     thread->state = state;
     thread->since_ns = now;
+    thread->ran_ns = account;
 }
 
-static __always_inline void leave(u32 number, u64 is_preempted, u32 kernel_state) {
+// The current thread: the kernel has not left it yet.
+static __always_inline void leave(u64 is_preempted, u32 kernel_state, struct layout *where) {
+    u32 number = bpf_get_current_pid_tgid();
     struct thread *thread = threads.lookup(&number);
     if (!thread)
         return;
-    turn(thread, state_after(is_preempted, kernel_state));
+    turn(thread, bpf_get_current_task(), state_after(is_preempted, kernel_state), where);
     if (kernel_state & DEAD)
         threads.delete(&number);
 }
 
-static __always_inline void enter(u32 number) {
+static __always_inline void enter(u64 task, struct layout *where) {
+    u32 number = thread_of(task, where);
     struct thread *thread = threads.lookup(&number);
     if (!thread)
         return;
-    turn(thread, RUNNING);
+    turn(thread, task, RUNNING, where);
     thread->core = bpf_get_smp_processor_id();
 }
 
-// sched_switch(preempt, prev, next, prev_state). The current task is still `prev`; number 0 is the core's idle task. Most
-// switches concern nobody who is watched: these cost two lookups and nothing else.
+// sched_switch(preempt, prev, next, prev_state). Most switches concern nobody who is watched: these cost two lookups and
+// nothing else.
 int on_switch(struct bpf_raw_tracepoint_args *context) {
     struct layout *where = known_layout();
     count_run();
     if (!where)
         return 0;
-    u32 last = bpf_get_current_pid_tgid();
-    u32 next = thread_of(context->args[2], where);
-    if (last)
-        leave(last, context->args[0], kernel_state_of(context));
-    if (next)
-        enter(next);
+    leave(context->args[0], kernel_state_of(context), where);
+    enter(context->args[2], where);
     return 0;
 }
 
@@ -106,7 +118,7 @@ int on_wakeup(struct bpf_raw_tracepoint_args *context) {
     u32 number = thread_of(context->args[0], where);
     struct thread *thread = threads.lookup(&number);
     if (thread && thread->state >= SLEEPING)
-        turn(thread, RUNNABLE);
+        turn(thread, context->args[0], RUNNABLE, where);
     return 0;
 }
 
@@ -151,7 +163,8 @@ int check_layout(struct bpf_raw_tracepoint_args *context) {
         return 0;
     u64 told = bpf_get_current_pid_tgid();
     u64 task = context->args[1];
-    if (thread_of(task, where) == (u32)told && process_of(task, where) == told >> 32)
+    bool is_account = ran_by(task, where) <= bpf_ktime_get_ns();
+    if (thread_of(task, where) == (u32)told && process_of(task, where) == told >> 32 && is_account)
         count->right += 1;
     else
         count->wrong += 1;
