@@ -1,0 +1,5 @@
+"""``python -m edged.cli``."""
+
+from edged.cli import main
+
+main()
