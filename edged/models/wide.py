@@ -145,16 +145,23 @@ class Copies:
                 try:
                     sources.require_space(self._directory, size(read_header(file)))
                     trial = _tried([*command, str(file), str(staging), str(threads)], environment)
-                    self._forget(identity)
+                    for former in self._of_its_name(identity):
+                        former.unlink()
                     return self._land(identity, staging, trial)
                 finally:
                     staging.unlink(missing_ok=True)
 
-    def _forget(self, identity: str) -> None:
+    def drop_former(self, identity: str) -> None:
+        """Remove the copies of the model's earlier files: nobody will load them again."""
+        if self._directory.exists():
+            with sources.disk_errors(self._directory), landing.exclusive(self._directory):
+                for each in self._of_its_name(identity):
+                    if each.stem != identity:
+                        each.unlink()
+
+    def _of_its_name(self, identity: str) -> list[Path]:
         name = identity.rpartition("@")[0]
-        for old in list(self._directory.iterdir()):
-            if old.name.rpartition("@")[0] == name:
-                old.unlink()
+        return [each for each in self._directory.iterdir() if each.name.rpartition("@")[0] == name]
 
     def _land(self, identity: str, staging: Path, trial: Trial) -> Copied:
         """The copy first, if it is kept: without the note it is not used, and made again."""

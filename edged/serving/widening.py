@@ -30,7 +30,11 @@ def widen(config: Config, identity: str, file: Path) -> wide.Copied:
 
 def widen_once(config: Config, identity: str, file: Path) -> wide.Copied | None:
     """As :func:`widen`; None where no copy should be made, or it is known what becomes of one."""
-    if _is_known(wide.Copies(config.wide_dir), identity) or unsuitable(config, file):
+    copies = wide.Copies(config.wide_dir)
+    if _is_known(copies, identity):
+        return None
+    if unsuitable(config, file):
+        copies.drop_former(identity)
         return None
     return widen(config, identity, file)
 

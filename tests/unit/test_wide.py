@@ -120,6 +120,17 @@ def test_the_copy_of_an_earlier_file_of_the_model_goes(tmp_path: Path, file: Pat
     assert copies.find("m@2@0123456789abcdef") and copies.find("m@fedcba9876543210")
 
 
+def test_the_copy_of_an_earlier_file_goes_also_where_none_is_made_of_the_new_one(tmp_path: Path, file: Path) -> None:
+    copies = wide.Copies(tmp_path / "wide")
+    copies.drop_former(IDENTITY)  # nothing was ever copied here
+    for identity in (IDENTITY, "m@2@0123456789abcdef"):
+        copies.make(identity, file, 2, {}, command(FASTER))
+    copies.drop_former(IDENTITY)
+    assert copies.find(IDENTITY) is not None
+    copies.drop_former("m@fedcba9876543210")
+    assert {each.stem for each in (tmp_path / "wide").iterdir() if "@" in each.name} == {"m@2@0123456789abcdef"}
+
+
 def test_a_child_that_fails_leaves_nothing_and_says_why(tmp_path: Path, file: Path) -> None:
     script = "import sys; open(sys.argv[2], 'wb').write(b'half'); sys.exit('no memory')"
     copies = wide.Copies(tmp_path / "wide")
