@@ -60,6 +60,7 @@ from edged.serving.moves import Journal
 from edged.serving.pool import ChatPool, EmbedderPool
 from edged.serving.restraint import Restrained, Restraint
 from edged.serving.rollout import Rollouts, Trial
+from edged.serving.services import Services
 from edged.status import NamedWorker, StatusBoard, hardware_body, probe_body
 from edged.store.knowledge import KnowledgeStore
 from edged.workers.cgroup import Tree
@@ -145,42 +146,51 @@ async def running(
         restraint = Restraint()
         chats, embedders = ChatPool(None, restraint=restraint), EmbedderPool(None)
         keeper = await stack.enter_async_context(_kept(config, health))
+        launcher = await _launcher(config, keeper, worker_command)
+        journal, collections = Journal(inbox.database), Collections(store)
+        services = Services(
+            launcher,
+            journal,
+            health,
+            chats=chats,
+            embedders=embedders,
+            documents=collections,
+            on_ready=Findings(health, detect.cpu_flags()).loaded,
+        )
+        await stack.enter_async_context(_begun(services, store, health))
         rollouts = Rollouts(
-            await _launcher(config, keeper, worker_command),
-            Journal(inbox.database),
+            services,
+            launcher,
+            journal,
             health,
             _trial(config),
             chats=chats,
             embedders=embedders,
-            documents=Collections(store),
+            documents=collections,
             available_memory=available_memory,
-            on_ready=Findings(health, detect.cpu_flags()).loaded,
             on_end=metrics.rollout_ended,
         )
-        stack.push_async_callback(rollouts.stop)
-        await rollouts.begin()
-        await _use_embedder(store, rollouts, health)
 
         answerer = _answerer(config, store, chats, embedders, metrics)
-        profiles = _profiles(config, device, keeper, metrics, rollouts)
+        profiles = _profiles(config, device, keeper, metrics, services)
         care = _care(
             config,
             keeper,
-            functools.partial(_workers, rollouts, chats),
+            functools.partial(_workers, services, chats),
             restraint,
             health,
             metrics,
             available_memory,
             profiles,
         )
-        feed = _feed(config, health, profiles, care, functools.partial(_subjects, rollouts, chats, keeper))
+        feed = _feed(config, health, profiles, care, functools.partial(_subjects, services, chats, keeper))
         board = StatusBoard(
             health,
             inbox,
             store,
             device=device,
-            chat=functools.partial(_shown, rollouts, "chat", config.chat.model),
-            embed=functools.partial(_shown, rollouts, "embed", config.embed.model),
+            chat=functools.partial(_shown, services, "chat", config.chat.model),
+            embed=functools.partial(_shown, services, "embed", config.embed.model),
             hardware=functools.partial(hardware_body, care, restraint),
             probe=functools.partial(probe_body, feed, profiles),
         )
@@ -202,7 +212,7 @@ async def running(
             embedders=embedders,
             rollouts=rollouts,
             profiles=profiles,
-            inspections=Inspections(functools.partial(_worker, rollouts), config.run_dir),
+            inspections=Inspections(functools.partial(_worker, services), config.run_dir),
             api_key=api_key,
             max_body_bytes=config.http.max_body_bytes,
         )
@@ -213,7 +223,7 @@ async def running(
         supervisor.start("watchdog", functools.partial(feed_watchdog, notifier, lambda: _answer(inbox, store)))
         reloader.on_change(functools.partial(_use_live_settings, answerer, admission, mqtt, retention, device))
         supervisor.start("reload", functools.partial(reloader.run, health))
-        supervisor.start("ready", functools.partial(_ready, health, rollouts, started))
+        supervisor.start("ready", functools.partial(_ready, health, services, started))
         try:
             yield server
         finally:
@@ -336,17 +346,17 @@ async def _launcher(config: Config, keeper: Keeper, command: Sequence[str]) -> L
     return Launcher(config, catalog, threads, command=command, on_launch=keeper.launched)
 
 
-def _workers(rollouts: Rollouts, chats: ChatPool) -> Workers:
+def _workers(services: Services, chats: ChatPool) -> Workers:
     """Those that serve: what is active, and beside the chat model a candidate that gets requests too."""
-    active = {role: service.worker for role in ROLES if (service := rollouts.active(role)) is not None}
+    active = {role: service.worker for role in ROLES if (service := services.active(role)) is not None}
     serving: dict[Role, list[Worker]] = {role: [worker] for role, worker in active.items()}
     if chats.candidate is not None:
         serving.setdefault("chat", []).append(chats.candidate.worker)
     return serving
 
 
-def _worker(rollouts: Rollouts, role: Role) -> Worker | None:
-    service = rollouts.active(role)
+def _worker(services: Services, role: Role) -> Worker | None:
+    service = services.active(role)
     return None if service is None else service.worker
 
 
@@ -356,15 +366,25 @@ def _trial(config: Config) -> Trial:
     return Trial(canary_requests=requests, canary_seconds=seconds, limits=Limits(**settings))
 
 
-def _worker_usage(rollouts: Rollouts) -> dict[str, Usage]:
+def _worker_usage(services: Services) -> dict[str, Usage]:
     """What the processes of the workers use now; a worker whose process is gone is left out."""
-    services = {role: rollouts.active(role) for role in ROLES}
-    pids = {role: service.worker.pid for role, service in services.items() if service is not None}
+    pids = {role: service.worker.pid for role in ROLES if (service := services.active(role)) is not None}
     return {role: usage for role, pid in pids.items() if pid is not None and (usage := read_usage(pid)) is not None}
 
 
-async def _use_embedder(store: KnowledgeStore, rollouts: Rollouts, health: Health) -> None:
-    service = rollouts.active("embed")
+@contextlib.asynccontextmanager
+async def _begun(services: Services, store: KnowledgeStore, health: Health) -> AsyncGenerator[None, None]:
+    """The models are loading, or said to be missing, and the store searches the embedder's vectors."""
+    try:
+        await services.begin()
+        await _use_embedder(store, services, health)
+        yield
+    finally:
+        await services.stop()
+
+
+async def _use_embedder(store: KnowledgeStore, services: Services, health: Health) -> None:
+    service = services.active("embed")
     if service is None:
         return
     left_out = await store.use_embedder(service.model.identity, service.model.header.embedding_length)
@@ -372,8 +392,8 @@ async def _use_embedder(store: KnowledgeStore, rollouts: Rollouts, health: Healt
         health.set(conditions.VECTORS_STALE, f"{left_out} passages were embedded by another model")
 
 
-def _shown(rollouts: Rollouts, role: Role, configured: str) -> NamedWorker:
-    service = rollouts.active(role)
+def _shown(services: Services, role: Role, configured: str) -> NamedWorker:
+    service = services.active(role)
     return (configured, None) if service is None else (service.model.identity, service.worker)
 
 
@@ -427,7 +447,7 @@ def _watch_device(metrics: Metrics, care: Care, restraint: Restraint) -> None:
 # --- profiles --------------------------------------------------------------------------------------
 
 
-def _profiles(config: Config, name: str, keeper: Keeper, metrics: Metrics, rollouts: Rollouts) -> Profiles:
+def _profiles(config: Config, name: str, keeper: Keeper, metrics: Metrics, services: Services) -> Profiles:
     probe, machine = config.probe, keeper.machine
     device = Device(
         id=name,
@@ -443,7 +463,7 @@ def _profiles(config: Config, name: str, keeper: Keeper, metrics: Metrics, rollo
     )
     profiles = Profiles(device)
     metrics.add(Exposition(profiles))
-    metrics.watch_workers(functools.partial(_worker_usage, rollouts))
+    metrics.watch_workers(functools.partial(_worker_usage, services))
     return profiles
 
 
@@ -459,12 +479,12 @@ def _feed(
     return Feed(config.probe.socket, watched, add, health)
 
 
-def _subjects(rollouts: Rollouts, chats: ChatPool, keeper: Keeper) -> list[Subject]:
+def _subjects(services: Services, chats: ChatPool, keeper: Keeper) -> list[Subject]:
     """The processes to be measured: the daemon, and each worker that runs."""
     workers: list[tuple[str, str, Worker]] = [
         (role, service.model.identity, service.worker)
         for role in ROLES
-        if (service := rollouts.active(role)) is not None
+        if (service := services.active(role)) is not None
     ]
     if chats.candidate is not None:
         workers.append((CANDIDATE, chats.candidate.name, chats.candidate.worker))
@@ -545,8 +565,8 @@ def _http_server(config: Config, app: FastAPI, health: Health, listeners: Sequen
     )
 
 
-async def _ready(health: Health, rollouts: Rollouts, started: float) -> None:
+async def _ready(health: Health, services: Services, started: float) -> None:
     """Say so once each worker has either loaded or failed: from then on its own condition tells."""
-    await rollouts.settled()
+    await services.settled()
     health.clear(conditions.STARTING)
     structlog.get_logger("daemon").info("ready", seconds=round(time.monotonic() - started, 3))

@@ -17,6 +17,7 @@ from edged.serving.launch import Launcher
 from edged.serving.moves import Journal, Past
 from edged.serving.pool import ChatPool, EmbedderPool
 from edged.serving.rollout import Order, Rollouts, Trial
+from edged.serving.services import Services
 from edged.store.database import Database
 from edged.store.knowledge import KnowledgeStore
 from edged.workers.protocol import Finished, Piece
@@ -42,6 +43,7 @@ class Rig:
         self.health = Health()
         self.chats: ChatPool
         self.embedders: EmbedderPool
+        self.services: Services
         self.rollouts: Rollouts
         self.journal: Journal
         self.store: KnowledgeStore
@@ -79,21 +81,25 @@ class Rig:
             stack.push_async_callback(self.store.close)
             self.health, self.journal = Health(), Journal(events)
             self.chats, self.embedders = ChatPool(None), EmbedderPool(None)
+            launcher = Launcher(self.config, self.catalog, {"chat": 1, "embed": 1}, command=FAKE_WORKER)
+            pools: dict[str, Any] = {"chats": self.chats, "embedders": self.embedders}
+            collections = Collections(self.store)
+            self.services = Services(launcher, self.journal, self.health, documents=collections, **pools)
+            stack.push_async_callback(self.services.stop)
+            await self.services.begin()
+            await self.services.settled()
+            if (embedder := self.services.active("embed")) is not None:
+                await self.store.use_embedder(embedder.model.identity, 384)
             self.rollouts = Rollouts(
-                Launcher(self.config, self.catalog, {"chat": 1, "embed": 1}, command=FAKE_WORKER),
+                self.services,
+                launcher,
                 self.journal,
                 self.health,
                 self.trial,
-                chats=self.chats,
-                embedders=self.embedders,
-                documents=Collections(self.store),
+                documents=collections,
                 available_memory=lambda: self.memory_bytes,
+                **pools,
             )
-            stack.push_async_callback(self.rollouts.stop)
-            await self.rollouts.begin()
-            await self.rollouts.settled()
-            if (embedder := self.rollouts.active("embed")) is not None:
-                await self.store.use_embedder(embedder.model.identity, 384)
             service = asyncio.create_task(self.rollouts.run(), name="rollouts")
             stack.push_async_callback(functools.partial(_cancelled, service))
             yield self
@@ -106,7 +112,7 @@ class Rig:
 
     def serving(self, role: Role = "chat") -> str | None:
         """Name of the model that serves."""
-        service = self.rollouts.active(role)
+        service = self.services.active(role)
         return service.model.name if service is not None else None
 
     async def activate(self, model: str, role: Role = "chat", **options: Any) -> Past:

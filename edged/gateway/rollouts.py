@@ -20,7 +20,8 @@ from edged.gateway.rollouts_wire import (
 from edged.models.rollout import ROLES
 from edged.serving.golden import parse_golden
 from edged.serving.moves import Past
-from edged.serving.rollout import Order, Progress, Rollouts, Service
+from edged.serving.rollout import Order, Progress, Rollouts
+from edged.serving.services import Service
 
 HISTORY = 20
 

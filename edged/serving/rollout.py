@@ -25,9 +25,9 @@ from edged.errors import (
 from edged.hardware.usage import read_usage
 from edged.models import rollout as rules
 from edged.models.memory import Room, room
-from edged.models.rollout import Limits, Lineup, Observed, Role, Stage
+from edged.models.rollout import Limits, Observed, Role, Stage
 from edged.runtime import health as conditions
-from edged.runtime.health import ConditionKind, Health
+from edged.runtime.health import Health
 from edged.serving.chat import LocalChat
 from edged.serving.embed import LocalEmbedder
 from edged.serving.exam import Exam, examine
@@ -35,9 +35,8 @@ from edged.serving.golden import DEFAULT_QUESTIONS, GoldenQuestion
 from edged.serving.launch import Launcher, Model
 from edged.serving.moves import Choice, Journal, Outcome, Past
 from edged.serving.pool import ChatPool, EmbedderPool
-from edged.workers.protocol import Ready, WorkerSettings
+from edged.serving.services import MISSING, Service, Services
 from edged.workers.state import WorkerState
-from edged.workers.worker import Worker
 
 LOAD_BYTES_PER_SECOND = 100e6
 """How fast a model loads, before one has been seen to: what an SD card reads."""
@@ -68,8 +67,6 @@ class Reembedding(Protocol):
 
     async def forget(self) -> None: ...
 
-    async def switched_to(self) -> str | None: ...
-
     async def noted(self) -> None: ...
 
 
@@ -93,30 +90,6 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(eq=False)
-class Service:
-    """A model with its worker. ``died`` is set when a process of it ends unasked or cannot start; ``why`` says so."""
-
-    model: Model
-    worker: Worker
-    client: LocalChat | LocalEmbedder
-    beside: bool
-    died: asyncio.Event = field(default_factory=asyncio.Event)
-    why: str = ""
-
-
-@dataclass(eq=False)
-class _Role:
-    """What is known of one role."""
-
-    pool: ChatPool | EmbedderPool
-    down: ConditionKind
-    missing: ConditionKind
-    active: Service | None = None
-    lineup: Lineup = field(default_factory=dict)
-    choice: Choice | None = None
-
-
-@dataclass(eq=False)
 class _Work:
     """A rollout under way."""
 
@@ -135,10 +108,11 @@ class _RejectedError(Exception):
 
 
 class Rollouts:
-    """Owns the workers of both roles; :meth:`run` is one supervised service that carries out what is ordered."""
+    """Takes orders; :meth:`run` is one supervised service that carries them out."""
 
     def __init__(
         self,
+        services: Services,
         launcher: Launcher,
         journal: Journal,
         health: Health,
@@ -148,10 +122,10 @@ class Rollouts:
         embedders: EmbedderPool,
         documents: Reembedding,
         available_memory: Callable[[], int | None],
-        on_ready: Callable[[WorkerSettings, Ready], None] = lambda _settings, _ready: None,
         on_end: Callable[[Role, Outcome], None] = lambda _role, _outcome: None,
     ) -> None:
-        """``available_memory`` gives bytes and may block; ``on_ready`` hears of each load of an active model."""
+        """``available_memory`` gives bytes and may block."""
+        self._services = services
         self._launcher = launcher
         self._journal = journal
         self._health = health
@@ -160,88 +134,13 @@ class Rollouts:
         self._embedders = embedders
         self._documents = documents
         self._available_memory = available_memory
-        self._on_ready = on_ready
         self._on_end = on_end
-        self._roles: dict[Role, _Role] = {
-            "chat": _Role(chats, conditions.CHAT_DOWN, conditions.CHAT_MODEL_MISSING),
-            "embed": _Role(embedders, conditions.EMBED_DOWN, conditions.EMBED_MODEL_MISSING),
-        }
-        self._candidate: Service | None = None
         self._work: _Work | None = None
         self._ordered = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._preparing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._load_speed = LOAD_BYTES_PER_SECOND
-
-    # --- what serves -----------------------------------------------------------------------------------
-
-    def active(self, role: Role) -> Service | None:
-        """What serves a role now."""
-        return self._roles[role].active
-
-    async def begin(self) -> None:
-        """Start what was activated last, or what is configured. What is missing becomes a condition.
-
-        A rollout that was under way when the daemon ended is over; its candidate is not served.
-        """
-        await self._journal.interrupted()
-        for role in self._roles:
-            await self._begin(role)
-
-    async def _begin(self, role: Role) -> None:
-        state = self._roles[role]
-        configured = self._launcher.configured(role)
-        if role == "embed":
-            await self._catch_up(configured)
-        state.choice = await self._journal.choice(role)
-        chosen = (state.choice.model, state.choice.configured) if state.choice is not None else None
-        name = rules.choose(configured, chosen)
-        model = await self._find_or_say(role, name)
-        if model is None and name != configured:
-            model = await self._find_or_say(role, configured)
-        moves = rules.recovery(await self._journal.lineup(role), model.identity if model is not None else None)
-        if moves:
-            await self._journal.moved(role, moves, "the daemon starts")
-        if model is not None:
-            state.lineup = {model.identity: Stage.ACTIVE}
-            self._serve(role, self._launch(role, model))
-
-    async def _catch_up(self, configured: str) -> None:
-        """The documents were switched to another embedder, and the daemon ended before that was noted as the choice."""
-        switched_to = await self._documents.switched_to()
-        if switched_to is not None:
-            before = await self._journal.choice("embed")
-            name = switched_to.partition("@")[0]
-            if before is None or before.model != name:
-                previous = before.model if before is not None else configured
-                choice = Choice(model=name, configured=configured, previous=previous)
-                await self._journal.moved("embed", (), "", choice=choice)
-            await self._documents.noted()
-
-    async def _find_or_say(self, role: Role, name: str) -> Model | None:
-        try:
-            return await asyncio.to_thread(self._launcher.find, role, name)
-        except EdgedError as error:
-            hint = await asyncio.to_thread(self._launcher.advice, role, name)
-            self._health.set(self._roles[role].missing, error.message, hint=hint)
-            return None
-
-    async def settled(self) -> None:
-        """Return once each active worker has either loaded its model or failed to."""
-        for state in self._roles.values():
-            if state.active is not None:
-                await state.active.worker.settled()
-
-    async def stop(self) -> None:
-        """End all workers."""
-        services = [self._candidate, *(state.active for state in self._roles.values())]
-        await asyncio.gather(*(service.worker.stop() for service in services if service is not None))
-
-    def previous(self, role: Role) -> str | None:
-        """The model that rolling back would bring again."""
-        choice = self._roles[role].choice
-        return choice.previous if choice is not None else None
 
     # --- orders ----------------------------------------------------------------------------------------
 
@@ -280,12 +179,21 @@ class Rollouts:
             work.abort_reason = "it was rolled back on request"
             self._working.cancel()
             return work.id
-        choice = self._roles[role].choice
-        if choice is None or choice.previous is None:
+        previous = self.previous(role)
+        if previous is None:
             raise RequestError(
                 f"there is no {role} model to go back to", hint="'edged models status' shows what was activated"
             )
-        return await self.activate(Order(role=role, model=choice.previous, tried=False))
+        return await self.activate(Order(role=role, model=previous, tried=False))
+
+    def active(self, role: Role) -> Service | None:
+        """What serves a role now."""
+        return self._services.active(role)
+
+    def previous(self, role: Role) -> str | None:
+        """The model that rolling back would bring again."""
+        choice = self._services.standing(role).choice
+        return choice.previous if choice is not None else None
 
     def progress(self, rollout_id: int) -> Progress | None:
         """Where a rollout is; None when it is over or unknown."""
@@ -320,14 +228,14 @@ class Rollouts:
 
     def _serves(self, role: Role, model: Model) -> bool:
         """Whether nothing is to be done; an embedder whose vectors are not all its own embeds the rest anew."""
-        active = self._roles[role].active
+        active = self.active(role)
         if active is None or active.model.identity != model.identity:
             return False
         return role == "chat" or not self._health.holds(conditions.VECTORS_STALE)
 
     async def _room_for(self, role: Role, model: Model) -> Room:
         """Where the candidate fits. Raises :class:`ModelTooLargeError` where it does not."""
-        active = self._roles[role].active
+        active = self.active(role)
         need = self._launcher.need(role, model)
         available = await asyncio.to_thread(self._available_memory)
         if available is None or (active is not None and active.model.identity == model.identity):
@@ -392,7 +300,7 @@ class Rollouts:
     async def _bring_in(self, work: _Work) -> str:
         """Returns in a sentence why the candidate serves now."""
         role, model = work.order.role, work.model
-        active = self._roles[role].active
+        active = self.active(role)
         if active is not None and active.model.identity == model.identity:
             active.died.clear()
             await self._embed_anew(work, active)
@@ -433,7 +341,7 @@ class Rollouts:
         role, model = work.order.role, work.model
         self._say(work, "loading the model")
         began = time.monotonic()
-        candidate = self._candidate = self._launch(role, model, beside=beside)
+        candidate = self._services.launch(role, model, beside=beside)
         try:
             await candidate.worker.settled()
             if candidate.died.is_set():
@@ -442,23 +350,22 @@ class Rollouts:
             await self._step(work, model, Stage.WARM)
             yield candidate
         finally:
-            if self._roles[role].active is not candidate:
+            if self.active(role) is not candidate:
                 await self._withdraw(work, candidate)
-            self._candidate = None
 
     async def _withdraw(self, work: _Work, candidate: Service) -> None:
         """Take the candidate out of service; its requests are left to finish, unless the daemon stops."""
-        state = self._roles[work.order.role]
-        if state.lineup[candidate.model.identity] is Stage.CANARY:
+        standing = self._services.standing(work.order.role)
+        if standing.lineup[candidate.model.identity] is Stage.CANARY:
             self._chats.withdraw()
         stopping = self._stopping(work)
         if not stopping and isinstance(candidate.client, LocalChat):
             await self._chats.drained(candidate.client)
-        await candidate.worker.stop()
+        await self._services.end(candidate)
         if not stopping:
             if isinstance(candidate.client, LocalEmbedder):
                 await self._documents.forget()
-            for stage in rules.way_out(state.lineup, candidate.model.identity):
+            for stage in rules.way_out(standing.lineup, candidate.model.identity):
                 await self._step(work, candidate.model, stage)
 
     def _stopping(self, work: _Work) -> bool:
@@ -469,9 +376,9 @@ class Rollouts:
     async def _take_over(self, work: _Work, candidate: Service) -> None:
         """Make the candidate the active model: on disk, then here. From then on the rollout has succeeded."""
         role = work.order.role
-        state = self._roles[role]
+        standing = self._services.standing(role)
         work.decided = True
-        before, lineup, moves = state.active, state.lineup, []
+        before, lineup, moves = standing.active, standing.lineup, []
         if before is not None and lineup.get(before.model.identity) is Stage.ACTIVE:
             lineup, move = rules.move(lineup, before.model.identity, Stage.DRAINING)
             moves.append(move)
@@ -483,22 +390,20 @@ class Rollouts:
             previous=before.model.asked if before is not None else None,
         )
         if role == "embed":  # the documents are switched: there is no way back, and questions are held
-            self._serve(role, candidate)
+            self._services.serve(role, candidate)
         await self._journal.moved(role, moves, work.progress.step, rollout_id=work.id, choice=choice)
-        state.lineup, state.choice = lineup, choice
-        self._health.clear(state.missing)
+        standing.lineup, standing.choice = lineup, choice
+        self._health.clear(MISSING[role])
         if role == "embed":
             await self._documents.noted()
         else:
-            self._serve(role, candidate)
+            self._services.serve(role, candidate)
 
     async def _retire(self, work: _Work, former: Service) -> None:
         """Let the former model finish what it has, and end its worker."""
         self._say(work, "finishing the requests of the former model")
-        try:
-            await self._drained(former)
-        finally:  # also when the daemon stops: nobody else knows of this worker any more
-            await former.worker.stop()
+        await self._drained(former)
+        await self._services.end(former)
         await self._step(work, former.model, Stage.RETIRED)
 
     async def _drained(self, service: Service) -> None:
@@ -517,7 +422,7 @@ class Rollouts:
             self._say(work, "finishing the requests of the active model; further ones wait")
             await self._drained(active)
             await self._step(work, active.model, Stage.DRAINING)
-            await active.worker.stop()
+            await self._services.end(active)
             await self._step(work, active.model, Stage.RETIRED)
             async with self._candidate_of(work, beside=False) as candidate:
                 reason = await self._ask_golden(work, active, candidate, wanted)
@@ -537,18 +442,18 @@ class Rollouts:
 
     async def _bring_back(self, work: _Work, former: Service) -> None:
         """Serve the former model again, whatever state the exchange has come to."""
-        state = self._roles[work.order.role]
-        if state.lineup.get(former.model.identity) is Stage.ACTIVE:
+        standing = self._services.standing(work.order.role)
+        if standing.lineup.get(former.model.identity) is Stage.ACTIVE:
             self._chats.release()
             return
         self._say(work, "bringing the former model back")
-        await former.worker.stop()
-        for stage in rules.way_out(state.lineup, former.model.identity):
+        await self._services.end(former)
+        for stage in rules.way_out(standing.lineup, former.model.identity):
             await self._step(work, former.model, stage)
-        service = self._launch(work.order.role, former.model)
+        service = self._services.launch(work.order.role, former.model)
         for stage in (Stage.STAGED, Stage.WARM, Stage.ACTIVE):
             await self._step(work, former.model, stage)
-        self._serve(work.order.role, service)
+        self._services.serve(work.order.role, service)
 
     # --- golden questions ------------------------------------------------------------------------------
 
@@ -646,59 +551,8 @@ class Rollouts:
                 self._embedders.release()
         self._health.clear(conditions.VECTORS_STALE)
 
-    # --- services --------------------------------------------------------------------------------------
-
-    def _launch(self, role: Role, model: Model, *, beside: bool = False) -> Service:
-        """Start a worker for a model."""
-
-        def on_state(state: WorkerState, why: str) -> None:
-            self._heard(role, service, state, why)
-
-        worker = self._launcher.worker(role, model, on_state=on_state, beside=beside)
-        client: LocalChat | LocalEmbedder
-        if role == "chat":
-            assert model.template is not None
-            client = LocalChat(worker, model.template, model.identity)
-        else:
-            client = LocalEmbedder(worker, model.identity, model.prefixes)
-        service = Service(model, worker, client, beside)
-        worker.start()
-        return service
-
-    def _heard(self, role: Role, service: Service, state: WorkerState, why: str) -> None:
-        """A worker's state changed: of the active one the conditions tell, of a candidate its rollout."""
-        if state is WorkerState.BACKOFF:
-            service.why = why
-            service.died.set()
-        if self._roles[role].active is service:
-            self._show(role, service)
-
-    def _show(self, role: Role, service: Service) -> None:
-        state = self._roles[role]
-        if service.worker.state is WorkerState.BACKOFF:
-            self._health.set(state.down, service.why)
-        elif service.worker.state is WorkerState.READY and service.worker.ready is not None:
-            self._health.clear(state.down)
-            self._on_ready(service.worker.settings, service.worker.ready)
-
-    def _serve(self, role: Role, service: Service) -> None:
-        """Give a service all requests of its role from now on."""
-        self._roles[role].active = service
-        if isinstance(service.client, LocalEmbedder):
-            self._embedders.serve(service.client)
-        elif self._chats.candidate is service.client:
-            self._chats.promote()
-        else:
-            self._chats.serve(service.client)
-        self._show(role, service)
-
     async def _step(self, work: _Work, model: Model, stage: Stage) -> None:
-        """Take one move: on disk, then here."""
-        state = self._roles[work.order.role]
-        lineup, move = rules.move(state.lineup, model.identity, stage)
-        await self._journal.moved(work.order.role, [move], work.progress.step, rollout_id=work.id)
-        state.lineup = lineup
-        log.info("model_moved", model=model.identity, old=move.old and move.old.value, new=stage.value)
+        await self._services.move(work.order.role, model, stage, work.progress.step, work.id)
 
     async def _while_alive(self, service: Service, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which ends with :class:`_RejectedError` when the service's process does."""

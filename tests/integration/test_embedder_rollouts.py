@@ -168,7 +168,7 @@ async def test_a_switch_that_was_not_noted_before_the_end_counts_at_the_next_sta
     """Two databases, no transaction over both: the one with the vectors is right."""
     async with rig.running():
         await add(rig, 1)
-        active = rig.rollouts.active("embed")
+        active = rig.services.active("embed")
         assert active is not None
         assert isinstance(active.client, LocalEmbedder)
         identity = rig.identities["y"]

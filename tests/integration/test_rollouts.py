@@ -428,7 +428,7 @@ async def test_without_a_model_the_first_activation_brings_one(rig: Rig) -> None
 
 async def test_of_the_model_in_service_the_conditions_tell_whichever_it_is(running: Rig) -> None:
     await running.activate("b")
-    service = running.rollouts.active("chat")
+    service = running.services.active("chat")
     assert service is not None
     assert service.worker.pid is not None
     heard = asyncio.Event()
