@@ -249,9 +249,10 @@ class KernelProbe:
 
 
 def computed(passed: int, then: int, now: int | None) -> int:
-    """Nanoseconds that a thread computed of those that it was on its core, by an account that may be a tick late."""
+    """Nanoseconds that a thread computed of those that it was on its core, by an account that may be a tick late, or
+    another task's that has its number by now."""
     told = passed if now is None else now - then
-    return passed if told > passed - LONGEST_TICK else told
+    return told if 0 <= told <= passed - LONGEST_TICK else passed
 
 
 def _counted(before: _Total, after: _Total, changes: tuple[AffinityChange, ...]) -> Counted:

@@ -402,8 +402,10 @@ class Rollouts:
     async def _retire(self, work: _Work, former: Service) -> None:
         """Let the former model finish what it has, and end its worker."""
         self._say(work, "finishing the requests of the former model")
-        await self._drained(former)
-        await self._services.end(former)
+        try:
+            await self._drained(former)
+        finally:  # whatever happens, a model that nobody asks does not stay in memory
+            await self._services.end(former)
         await self._step(work, former.model, Stage.RETIRED)
 
     async def _drained(self, service: Service) -> None:

@@ -29,7 +29,8 @@ def widen(config: Config, identity: str, file: Path) -> wide.Copied:
 
 
 def widen_once(config: Config, identity: str, file: Path) -> wide.Copied | None:
-    """As :func:`widen`; None where no copy should be made, or it is known what becomes of one."""
+    """As :func:`widen`; None where it is known what becomes of a copy, or none should be made: one of an earlier file
+    of the model goes then."""
     copies = wide.Copies(config.wide_dir)
     if _is_known(copies, identity):
         return None

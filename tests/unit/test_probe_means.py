@@ -163,6 +163,7 @@ def test_a_thread_still_on_its_core_has_computed_all_the_time_but_for_what_was_s
     assert computed(second, 5 * second, 6 * second - 4_000_000) == second
     assert computed(second, 5 * second, 6 * second - 50_000_000) == second - 50_000_000
     assert computed(second, 0, 90 * second) == second
+    assert computed(second, 90 * second, 0) == second
 
 
 # --- the way up ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 #include "probe.h"
 
 #define DEAD 0x80 // the state of a thread that will never run again; headers call it TASK_DEAD
+#define LONGEST_TICK_NS 10000000
 
 static __always_inline void count_run(void) {
     u32 zero = 0;
@@ -56,6 +57,9 @@ static __always_inline void turn(struct thread *thread, u64 task, u32 state, str
     u64 passed = now - thread->since_ns;
     u64 account = ran_by(task, where);
     u64 ran = account - thread->ran_ns;
+    // More than there was time for, or less than before: the thread's end was not shown, and another has its number.
+    if (ran > passed + LONGEST_TICK_NS)
+        ran = thread->state == RUNNING ? passed : 0;
     u64 paused = passed > ran ? passed - ran : 0;
     if (used && thread->state != UNKNOWN)
         used->on_cpu_ns += ran;
@@ -163,7 +167,7 @@ int check_layout(struct bpf_raw_tracepoint_args *context) {
         return 0;
     u64 told = bpf_get_current_pid_tgid();
     u64 task = context->args[1];
-    bool is_account = ran_by(task, where) <= bpf_ktime_get_ns();
+    bool is_account = ran_by(task, where) <= 2 * bpf_ktime_get_ns(); // their clocks differ a little, a pointer by far
     if (thread_of(task, where) == (u32)told && process_of(task, where) == told >> 32 && is_account)
         count->right += 1;
     else
