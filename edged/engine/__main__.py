@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from edged.engine import locked
+from edged.engine.affinity import ThreadCores
 from edged.engine.chat import ChatEngine
 from edged.engine.embed import EmbedEngine
 from edged.engine.inspection import Inspection, InspectionError
@@ -129,6 +130,7 @@ def _ready(model: Model, engine: ChatEngine | EmbedEngine) -> Ready:
 
 def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing, inspection: Inspection) -> None:
     said_alive = time.monotonic()
+    cores = ThreadCores()
     in_company = True  # whether what found nothing to do was sent with more, the last time
     while True:
         idle, taken = not engine.busy, 0
@@ -145,6 +147,7 @@ def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing, i
                 outgoing.flush()
                 taken = 0
         engine.step(time.monotonic)
+        cores.keep(engine.threads)
         if idle:
             in_company = taken > 1 or not inbox.empty()
         if time.monotonic() - said_alive >= ALIVE_EVERY_SECONDS:

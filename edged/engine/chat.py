@@ -67,6 +67,7 @@ class ChatEngine:
         self._model = model
         self._send = send
         self._settings = settings
+        self.threads = settings.threads
         batch_tokens = max(settings.batch_tokens, settings.sequences)
         self._context = _create_context(model, settings, batch_tokens)
         self._memory = C.llama_get_memory(self._context)
@@ -170,8 +171,8 @@ class ChatEngine:
 
     def _tune(self, request: Tune) -> None:
         self._scheduler.parallel = max(1, min(request.sequences, self._settings.sequences))
-        threads = max(1, min(request.threads, self._settings.threads))
-        C.llama_set_n_threads(self._context, threads, threads)
+        self.threads = max(1, min(request.threads, self._settings.threads))
+        C.llama_set_n_threads(self._context, self.threads, self.threads)
         if self._prefixes.enabled:
             self._prefixes.limit(max(1, request.prefix_cache_bytes))
 

@@ -37,7 +37,7 @@ class EmbedEngine:
         self._model = model
         self._send = send
         self._queue_limit = settings.queue_limit
-        self._threads = settings.threads
+        self.threads = self._most_threads = settings.threads
         self.context_tokens = min(model.train_context_tokens or LONGEST_TEXT_TOKENS, LONGEST_TEXT_TOKENS)
         self._batch = Batch(max(settings.batch_tokens, self.context_tokens))
         self._context = _create_context(model, settings, self._batch.capacity)
@@ -59,8 +59,8 @@ class EmbedEngine:
             case Generate():
                 self._send(Failed(request.id, "worker_error", "this worker holds an embedding model"))
             case Tune(threads=threads):
-                threads = max(1, min(threads, self._threads))
-                C.llama_set_n_threads(self._context, threads, threads)
+                self.threads = max(1, min(threads, self._most_threads))
+                C.llama_set_n_threads(self._context, self.threads, self.threads)
 
     def step(self, _now: Callable[[], float]) -> None:
         """Embed as many texts as fit one batch and send the requests that are complete."""

@@ -6,6 +6,7 @@ A file is trusted only when its checksum is right and it was written for this mo
 import contextlib
 import hashlib
 import os
+import queue
 import struct
 import threading
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ class Snapshots:
     def __init__(self, folder: Path, owner: str) -> None:
         self._folder = folder
         self._owner = hashlib.sha256(owner.encode()).digest()
-        self._writing = threading.Lock()
+        self._waiting: queue.SimpleQueue[State] = queue.SimpleQueue()
+        threading.Thread(target=self._write_all, daemon=True, name="snapshots").start()
 
     def load(self) -> Iterator[State]:
         """The states that fit, the oldest first; whatever else the folder holds is left alone."""
@@ -39,13 +41,17 @@ class Snapshots:
 
     def save(self, state: State) -> None:
         """Write a state in the background: a slow disk must not hold up decoding."""
-        threading.Thread(target=self._write, args=(state,), daemon=True, name="snapshot").start()
+        self._waiting.put(state)
+
+    def _write_all(self) -> None:
+        while True:
+            self._write(self._waiting.get())
 
     def _write(self, state: State) -> None:
         """Best effort: without the file the prefix is merely computed again after a restart."""
         body = _COUNT.pack(len(state.tokens)) + state.tokens.astype("<i4").tobytes() + state.data
         header = _HEADER.pack(MAGIC, self._owner, hashlib.sha256(body).digest())
-        with self._writing, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = self._folder / f"{key_of(state.tokens).hex()}.kv"
             staging = path.with_suffix(".part")

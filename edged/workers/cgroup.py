@@ -82,7 +82,7 @@ def drifts(
     """How what was ``found`` differs from bounds, ``group`` and ``limits``, on the cores that are online."""
     allowed = frozenset(bounds.cores) & online or frozenset(bounds.cores)
     strays = [cores for cores in found.cores.values() if cores != allowed]
-    if strays:
+    if strays and not _is_one_each(strays, allowed):
         yield Drift("affinity", f"{len(strays)} threads may run on {_cores(strays[0])}, not on {_cores(allowed)}")
     if found.group != group:
         yield Drift("group", f"it is in the cgroup {found.group}, not in {group}")
@@ -92,6 +92,11 @@ def drifts(
     stopped = found.stops - stops_before
     if stopped >= STOPPED_PERIODS and (bounds.quota_cores is None or bounds.threads <= bounds.quota_cores):
         yield Drift("stopped", f"a CPU quota stopped it in {stopped} periods since the last look")
+
+
+def _is_one_each(strays: Iterable[frozenset[int]], allowed: frozenset[int]) -> bool:
+    """A worker may give each of its computing threads one of its cores."""
+    return sorted(map(sorted, strays)) == [[core] for core in sorted(allowed)]
 
 
 def _cores(numbers: frozenset[int]) -> str:

@@ -292,6 +292,27 @@ def test_a_quota_below_one_core_stops_even_one_thread_and_that_is_no_drift() -> 
     assert list(drifts(little, found, group="", limits={}, online=frozenset({0}), stops_before=0)) == []
 
 
+ONE, OTHER, BOTH = frozenset({0}), frozenset({1}), frozenset({0, 1})
+
+
+@pytest.mark.parametrize(
+    ("threads", "is_drift"),
+    [
+        ([BOTH, BOTH], False),
+        ([ONE, BOTH, OTHER], False),
+        ([ONE, BOTH], True),
+        ([ONE, ONE], True),
+        ([ONE, OTHER, OTHER], True),
+        ([ONE, frozenset({2})], True),
+    ],
+)
+def test_threads_may_share_out_the_cores_among_them(threads: list[frozenset[int]], is_drift: bool) -> None:
+    bounds = Bounds(cores=(0, 1), threads=2, weight=100, nice=0)
+    found = Actual(cores=dict(enumerate(threads)))
+    drifted = list(drifts(bounds, found, group="", limits={}, online=frozenset({0, 1, 2}), stops_before=0))
+    assert [each.kind for each in drifted] == ["affinity"] * is_drift
+
+
 def test_a_core_that_was_switched_off_is_not_missed() -> None:
     bounds = Bounds(cores=(2, 3), threads=2, weight=100, nice=0)
     found = Actual(cores={1: frozenset({2})})

@@ -1,0 +1,49 @@
+"""Gives each computing thread a core of its own, where there are as many cores as such threads.
+
+Threads that wait for each other sleep and wake up all the time. Beside a busy process the kernel then puts two of them
+on one core and leaves that process the other, for seconds: sched(7) knows no group of threads that is good only
+together.
+"""
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+TASKS = Path("/proc/self/task")
+
+Cores = frozenset[int]
+
+
+class ThreadCores:
+    """Of this process, whose main thread computes. What others allow it is never exceeded: their change is seen."""
+
+    def __init__(self) -> None:
+        self._allowed = self._main = _cores_of(0)
+        self._decided = (0, 0)
+
+    def keep(self, threads: int) -> None:
+        """Call it after each step, computed with so many ``threads``: they exist then, and may have been moved."""
+        main, facts = _cores_of(0), (threads, TASKS.stat().st_nlink)
+        if main == self._main and facts == self._decided:
+            return
+        if main != self._main:
+            self._allowed = main
+        team = _team()
+        apart = len(team) == threads == len(self._allowed)
+        places = [frozenset({core}) for core in sorted(self._allowed)] if apart else [self._allowed] * len(team)
+        for thread, cores in zip(team, places, strict=True):
+            with contextlib.suppress(OSError):  # it ended, or they were taken away just now
+                if _cores_of(thread) != cores:
+                    os.sched_setaffinity(thread, cores)
+        self._main, self._decided = _cores_of(0), facts
+
+
+def _team() -> list[int]:
+    """The threads that llama.cpp computes with, the main thread first; Python's others only wait."""
+    waiting = {each.native_id for each in threading.enumerate()} - {os.getpid()}
+    return sorted({int(task.name) for task in TASKS.iterdir()} - waiting)
+
+
+def _cores_of(thread: int) -> Cores:
+    return frozenset(os.sched_getaffinity(thread))
