@@ -27,8 +27,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.broker import Mosquitto, find_free_port
+from tests.broker import Mosquitto
 from tests.daemon_process import DaemonProcess
+from tests.ports import find_free_port
 
 SCHEDULES = ((50, 20.0), (200, 10.0))
 WARM_UP = (20, 2.0)

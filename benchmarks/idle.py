@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from edged.config import load
 from edged.models.catalog import Catalog
-from tests.broker import Mosquitto, find_free_port
+from tests.broker import Mosquitto
+from tests.ports import find_free_port
 
 ROOT = Path(__file__).parent.parent
 MODELS_CACHE = Path("~/.cache/edged/models").expanduser()

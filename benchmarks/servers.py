@@ -19,7 +19,7 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.broker import find_free_port
+from tests.ports import find_free_port
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 300.0

@@ -13,7 +13,8 @@ from blockbuster import BlockBuster, blockbuster_ctx
 from edged.config import Config
 from edged.errors import EdgedError
 from edged.models.catalog import Catalog
-from tests.broker import Mosquitto, find_free_port
+from tests.broker import Mosquitto
+from tests.ports import find_free_port
 
 # Its deadline is of wall-clock time, which a busy machine makes meaningless.
 hypothesis.settings.register_profile("edged", deadline=None)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, assert_never
 
-from tests.broker import find_free_port
 from tests.device import relay
+from tests.ports import find_free_port
 
 Architecture = Literal["amd64", "arm64"]
 
@@ -180,6 +180,12 @@ class Board:
             timeout=timeout_seconds,
             check=False,
         )
+
+    def follow(self, command: str) -> int:
+        """The exit status of a command that may take hours and prints to this process's own output."""
+        return subprocess.run(
+            [*SSH, "board", command], cwd=self.folder, stdin=subprocess.DEVNULL, check=False
+        ).returncode
 
     def push(self, source: Path, target: str, *, timeout_seconds: float = 600.0) -> None:
         """Copy a file or a directory to the board. A share is faster for much."""

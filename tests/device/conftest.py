@@ -8,10 +8,11 @@ from typing import Literal
 
 import pytest
 
-from tests.broker import Mosquitto, find_free_port
+from tests.broker import Mosquitto
 from tests.device.board import Architecture, Board, BoardError, Hardware, Image, flatten
 from tests.device.choice import Facts, minutes_needed, obstacle, read_facts
 from tests.device.installed import BROKER_PORT, install_from_bundle, make_share
+from tests.ports import find_free_port
 
 MakeBoard = Callable[..., Board]
 Boot = Callable[..., Board]

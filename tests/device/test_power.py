@@ -16,13 +16,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.broker import Mosquitto, find_free_port
+from tests.broker import Mosquitto
 from tests.device.board import Board, Hardware, check_file_system, flatten, read_file
 from tests.device.conftest import MakeBoard
 from tests.device.installed import BROKER_PORT, HTTP_PORT
 from tests.device.load import ANSWER_TOPIC, Kind, Ledger, Load, first_word, last_word
 from tests.device.stores import DATABASES, FILES, HOME, SOUND, Stores
 from tests.device.writes import SUPERBLOCK, read_record, replay
+from tests.ports import find_free_port
 
 pytestmark = [pytest.mark.timeout(5 * 3600), pytest.mark.broker, pytest.mark.prepares(amd64=10, arm64=30)]
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker import Mosquitto, find_free_port
+from tests.broker import Mosquitto
 from tests.fake_system import System
 from tests.mqtt_client import MqttClient
+from tests.ports import find_free_port
 
 ANSWER = "edged/answer/sensor/1"
 NO_RESPONSE_TOPIC = "edged/answer/0193e0c4"

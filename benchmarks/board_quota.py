@@ -1,0 +1,62 @@
+"""quota.py on an emulated board: with cgroups v2 and systemd, and the wheel that is compiled for the board.
+
+edged is installed there from a bundle, as users install it, and stopped for the time of the benchmark. llama-server is
+left out, as nothing compiles it for boards. Ratios within one run tell something; speeds are those of an emulator.
+
+    python benchmarks/board_quota.py amd64|arm64 [OPTIONS OF quota.py]
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+from edged.config import Config
+from tests.device.board import Architecture, Board, Hardware, Image
+from tests.device.installed import CHECKOUT, install_from_bundle, make_share
+
+PARTS = ("benchmarks", "tests/ports.py")
+MEMORY_MB = 4096  # three servers are measured beside each other
+PYTHON = "/opt/edged/current/bin/python"
+
+
+def add_benchmarks(share: Path) -> None:
+    """Put them beside the installer, with what they need of the tests."""
+    for part in PARTS:
+        source, target = CHECKOUT / part, share / "measured" / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, target)
+
+
+def measure(board: Board, options: list[str]) -> int:
+    """Install, and run it; its exit status. What it prints is printed as it comes."""
+    install_from_bundle(board)
+    board.run("systemctl stop edged edged-probe", timeout_seconds=300)
+    board.run("cp -r /mnt/share/measured /var/tmp")  # the share cannot be written, and Python wants to
+    model = board.run(f"ls /var/lib/edged/models/{Config().chat.model}*.gguf").strip()
+    return board.follow(
+        f"cd /var/tmp/measured && PYTHONPATH=. {PYTHON} benchmarks/quota.py --alone --path {model} {' '.join(options)}"
+    )
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("architecture", choices=get_args(Architecture))
+    given, options = arguments.parse_known_args()
+    image = Image.cached_or_made(given.architecture)
+    with tempfile.TemporaryDirectory(prefix="edged-board-") as name:
+        folder = Path(name)
+        (folder / "share").mkdir()
+        add_benchmarks(make_share(given.architecture, folder / "share"))
+        board = Board(image, folder, Hardware(memory_mb=MEMORY_MB, shares={"share": folder / "share"}))
+        try:
+            return measure(board, options)
+        finally:
+            board.discard()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
