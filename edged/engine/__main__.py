@@ -140,6 +140,7 @@ def _loop(engine: ChatEngine | EmbedEngine, inbox: Inbox, outgoing: _Outgoing, i
                 return
             taken += 1
             if isinstance(request, Inspect):
+                cores.release()  # what records has threads of its own, which begin where the main thread is
                 outgoing.send(_inspect(inspection, request))
             else:
                 engine.handle(request, time.monotonic())

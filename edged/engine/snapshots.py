@@ -49,9 +49,9 @@ class Snapshots:
 
     def _write(self, state: State) -> None:
         """Best effort: without the file the prefix is merely computed again after a restart."""
-        body = _COUNT.pack(len(state.tokens)) + state.tokens.astype("<i4").tobytes() + state.data
-        header = _HEADER.pack(MAGIC, self._owner, hashlib.sha256(body).digest())
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
+            body = _COUNT.pack(len(state.tokens)) + state.tokens.astype("<i4").tobytes() + state.data
+            header = _HEADER.pack(MAGIC, self._owner, hashlib.sha256(body).digest())
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = self._folder / f"{key_of(state.tokens).hex()}.kv"
             staging = path.with_suffix(".part")

@@ -91,11 +91,11 @@ class WorkerProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     ] = None
     migrations: Annotated[Counted | None, _field(Merging.SUM, "", "Moves of a thread to another core.")] = None
     affinity_changes: Annotated[
-        Counted | None, _field(Merging.SUM, "", "Calls of sched_setaffinity on its threads, edged's own included.")
+        Counted | None, _field(Merging.SUM, "", "Calls of sched_setaffinity on its threads, those of edged included.")
     ] = None
     changed_by: Annotated[
         tuple[AffinityChange, ...],
-        _field(Merging.LAST, "", f"Who made them: `caller_pid`, `caller_name`, `thread`; the latest {CHANGES_KEPT}."),
+        _field(Merging.LAST, "", f"The latest {CHANGES_KEPT} by others: `caller_pid`, `caller_name`, `thread`."),
     ] = ()
     minor_faults: Annotated[Counted | None, _field(Merging.SUM, "", "Page faults served from memory.")] = None
     major_faults: Annotated[Counted | None, _field(Merging.SUM, "", "Page faults that waited for the disk.")] = None
@@ -313,7 +313,8 @@ def _worker(process: ProcessSample, sample: Sample, work: Work | None) -> Worker
     changes = process.affinity_changes
     if changes is not None:
         figures["affinity_changes"] = Figure(len(changes.value), seconds, (changes.source,), changes.confidence)
-        figures["changed_by"] = changes.value[-CHANGES_KEPT:]
+        by_others = [change for change in changes.value if change.caller_pid != process.pid]
+        figures["changed_by"] = tuple(by_others[-CHANGES_KEPT:])
     return WorkerProfile(
         pid=process.pid,
         threads=process.threads,

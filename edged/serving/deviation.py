@@ -53,8 +53,8 @@ def deviations(profile: Profile, placement: Placement) -> Iterator[Deviation]:
 
 
 def blame(worker: WorkerProfile, own_pid: int) -> str:
-    """Who changed the affinity of its threads last, neither edged nor itself; empty where nobody is known to have."""
-    others = [change for change in worker.changed_by if change.caller_pid not in (own_pid, worker.pid)]
+    """Who changed the affinity of its threads last, other than edged; empty where nobody is known to have."""
+    others = [change for change in worker.changed_by if change.caller_pid != own_pid]
     return f"changed by {others[-1].caller_name} (pid {others[-1].caller_pid})" if others else ""
 
 

@@ -348,7 +348,8 @@ def group_of(pid: int, proc: Path = PROC) -> str:
 
 
 def _set_cores(proc: Path, pid: int, cores: frozenset[int]) -> None:
-    for thread in _threads(proc, pid):
+    # The main thread last: a worker that sees its affinity changed places the others anew (edged.engine.affinity).
+    for thread in reversed(_threads(proc, pid)):
         with _gone_is_fine():
             os.sched_setaffinity(thread, cores)
 

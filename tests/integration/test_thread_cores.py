@@ -72,7 +72,7 @@ async def test_as_many_threads_as_cores_have_one_each_and_all_others_have_all(tm
     async with serving(tmp_path, chat_file) as worker:
         assert apart(worker) == []
         await compute(worker)
-        assert apart(worker) == [FIRST, SECOND]
+        assert apart(worker) == [SECOND, FIRST]
         assert len(tasks(worker)) > 2
 
 
@@ -86,7 +86,21 @@ async def test_a_thread_fewer_may_move_and_with_all_of_them_each_has_its_core_ag
         assert apart(worker) == []
         tune(worker, 2)
         await compute(worker)
-        assert apart(worker) == [FIRST, SECOND]
+        assert apart(worker) == [SECOND, FIRST]
+
+
+async def test_a_worker_that_is_looked_into_has_no_thread_that_began_on_one_core(
+    tmp_path: Path, chat_file: Path
+) -> None:
+    async with serving(tmp_path, chat_file) as worker:
+        await compute(worker)
+        await worker.inspect(allocations=tmp_path / "allocations")
+        assert apart(worker) == []
+        await compute(worker)
+        assert apart(worker) == []
+        await worker.inspect()
+        await compute(worker)
+        assert apart(worker) == [SECOND, FIRST]
 
 
 async def test_one_thread_may_move(tmp_path: Path, chat_file: Path) -> None:
@@ -108,4 +122,4 @@ async def test_what_others_decide_holds_until_they_decide_otherwise(
         assert used == put
         set_all(["taskset", "-apc", ",".join(map(str, CORES)), str(worker.pid)])
         await compute(worker)
-        assert apart(worker) == [FIRST, SECOND]
+        assert apart(worker) == [SECOND, FIRST]

@@ -65,8 +65,9 @@ def test_delays_are_told_by_counts_and_percentiles() -> None:
 
 def test_who_changed_an_affinity_is_told_and_how_often_that_was() -> None:
     changes = tuple(AffinityChange(caller_pid=pid, caller_name="taskset", thread=11) for pid in range(10))
-    worker = second(process(affinity_changes=changes)).workers["chat"]
-    assert value(worker.affinity_changes) == 10
+    own = AffinityChange(caller_pid=process().pid, caller_name="python", thread=11)
+    worker = second(process(affinity_changes=(*changes, own))).workers["chat"]
+    assert value(worker.affinity_changes) == 11
     assert worker.changed_by == changes[-CHANGES_KEPT:]
 
 
@@ -203,9 +204,9 @@ def test_step_reason_and_process_are_those_at_the_end() -> None:
 
 
 def test_the_latest_changes_of_affinity_are_kept() -> None:
-    changes = [AffinityChange(caller_pid=pid, caller_name="x", thread=1) for pid in range(12)]
+    changes = [AffinityChange(caller_pid=pid, caller_name="x", thread=1) for pid in range(20, 32)]
     found = merge([second(process(affinity_changes=(each,))) for each in changes])
-    assert [each.caller_pid for each in found.workers["chat"].changed_by] == list(range(4, 12))
+    assert [each.caller_pid for each in found.workers["chat"].changed_by] == list(range(24, 32))
     assert value(found.workers["chat"].affinity_changes) == 12
 
 
