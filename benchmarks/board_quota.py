@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import get_args
 
 from edged.config import Config
+from edged.models.catalog import Catalog
 from tests.device.board import Architecture, Board, Hardware, Image
 from tests.device.installed import CHECKOUT, install_from_bundle, make_share
 
 PARTS = ("benchmarks", "tests/ports.py")
 MEMORY_MB = 4096  # three servers are measured beside each other
+MODELS = Path("/var/lib/edged/models")  # as the service has them
 PYTHON = "/opt/edged/current/bin/python"
 
 
@@ -36,7 +38,8 @@ def measure(board: Board, options: list[str]) -> int:
     install_from_bundle(board)
     board.run("systemctl stop edged edged-probe", timeout_seconds=300)
     board.run("cp -r /mnt/share/measured /var/tmp")  # the share cannot be written, and Python wants to
-    model = board.run(f"ls /var/lib/edged/models/{Config().chat.model}*.gguf").strip()
+    config = Config()
+    model = Catalog(MODELS, config.models_cache_dir).info(config.chat.model).path
     return board.follow(
         f"cd /var/tmp/measured && PYTHONPATH=. {PYTHON} benchmarks/quota.py --alone --path {model} {' '.join(options)}"
     )
