@@ -3,11 +3,12 @@
 What to do is told by words in the environment variable FAKE_WORKER and in a file named like the model with ``.words``
 behind it, or in a prompt for that request alone:
 
-    ACTION@MOMENT  kill, segv, exit, hang, garbage or long-frame at start, request or stream (after one piece)
+    ACTION@MOMENT  kill, segv, exit, hang, compute, garbage or long-frame at start, request or stream (after one piece)
     counter=PATH   every ACTION adds a byte to this file, ...
     times=N        ... and none happens once the file has N bytes
     while=PATH     ACTIONs happen only while this file exists
     tokens=N       the answer is N words; else it is what follows the prompt's first "- ": the first fact of a question
+    compute=S      seconds that compute takes, in which nothing is said; else it is for ever
     pause=S        seconds between two words
     alive=S        seconds between two signs of life (1)
     deaf           hanging up and SIGTERM change nothing
@@ -58,7 +59,7 @@ from edged.workers.protocol import (
 
 DIMENSIONS = 384
 PR_SET_PDEATHSIG = 1
-_ACTION = re.compile(r"^(kill|segv|exit|hang|garbage|long-frame)@(start|request|stream)$")
+_ACTION = re.compile(r"^(kill|segv|exit|hang|compute|garbage|long-frame)@(start|request|stream)$")
 
 
 class Words:
@@ -200,6 +201,8 @@ class FakeWorker:
                 os._exit(1)
             case "hang":
                 hang()
+            case "compute":
+                compute(words.number("compute", math.inf))
             case "garbage":
                 self._writer.write(struct.pack("<I", 4) + b"\xc1\xc1\xc1\xc1")
             case "long-frame":
@@ -213,6 +216,13 @@ def hang() -> None:
     """Be there and do nothing: not even notice that the daemon hung up."""
     while True:
         time.sleep(3600)
+
+
+def compute(seconds: float) -> None:
+    """Use a core for so long, and notice nothing else."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
 
 
 def vector(text: str) -> bytes:

@@ -28,6 +28,7 @@ from edged.errors import (
     WorkerLostError,
     WorkerUnavailableError,
 )
+from edged.hardware.neighbours import read_scheduled
 from edged.runtime.backoff import pause_seconds
 from edged.types import OutputFormat, Priority, Sampling, Segment, Served
 from edged.workers.process import ENGINE_COMMAND, LOAD_TIMEOUT_SECONDS, OnSpawn, WorkerProcess, unconfined
@@ -54,6 +55,10 @@ from edged.workers.state import PINNED, KeepWarm, WorkerState, check_move
 SMALLEST_PAUSE_SECONDS = 0.1
 LARGEST_PAUSE_SECONDS = 30.0
 STALLED_AFTER_SECONDS = 60.0
+COMPUTING_STALLED_AFTER = 15
+"""So many times longer may be silent whose process computes: a long prompt on a slow device is one step of minutes."""
+COMPUTING_LOOK_SECONDS = 1.0
+COMPUTING_SHARE = 0.05  # of a core
 SILENCE_PRECISION = 1 / 64  # of that time; a timer set anew at every token would cost as much as passing it on
 STOP_GRACE_SECONDS = 5.0
 DEATH_GRACE_SECONDS = 0.5
@@ -85,7 +90,8 @@ class Worker:
     """One role. ``on_state`` hears every change of state, with a sentence on why; ``served`` is what it did so far.
 
     ``keep_warm`` says how long the model stays in memory while nobody asks. A process is given up when it is silent
-    under a request for ``stalled_after_seconds``, or has not loaded its model after ``load_timeout_seconds``.
+    under a request for ``stalled_after_seconds``, or ``COMPUTING_STALLED_AFTER`` times that while it computes, and when
+    it has not loaded its model after ``load_timeout_seconds``.
     """
 
     def __init__(
@@ -119,6 +125,7 @@ class Worker:
         self._settled = asyncio.Event()
         self._process: WorkerProcess | None = None
         self._silence: asyncio.Timeout | None = None
+        self._silent_since: float | None = None
         self._idleness: asyncio.TimerHandle | None = None
         self._asked = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
@@ -392,7 +399,7 @@ class Worker:
         except FrameError as error:
             reason = f"sent garbage: {error}"
         except TimeoutError:
-            reason = f"made no progress for {self._stalled_after_seconds:g} s"
+            reason = f"made no progress for {self._silent_seconds:.1f} s"
         finally:
             self._process = self._silence = None
             self._watch_idleness()
@@ -403,13 +410,35 @@ class Worker:
 
     async def _relay(self, process: WorkerProcess) -> None:
         """Hand out what the process says until it hangs up. Raises ``TimeoutError`` when it stalls."""
+        self._silent_since = None
+        while True:
+            try:
+                return await self._listen(process)
+            except TimeoutError:
+                longest = COMPUTING_STALLED_AFTER * self._stalled_after_seconds
+                if self._silent_seconds >= longest or not await self._computes(process):
+                    raise
+                self._log.warning("worker_silent", pid=process.pid, seconds=self._silent_seconds, at_most=longest)
+
+    async def _listen(self, process: WorkerProcess) -> None:
         async with asyncio.timeout(None) as self._silence, contextlib.aclosing(process.replies()) as replies:
-            self._watch(heard=True)
+            self._watch(heard=False)
             async for reply in replies:
                 if not isinstance(reply, Alive | Ready):
                     self._failures = 0
                     self._deliver(reply)
                 self._watch(heard=True)
+
+    @property
+    def _silent_seconds(self) -> float:
+        return 0.0 if self._silent_since is None else asyncio.get_running_loop().time() - self._silent_since
+
+    async def _computes(self, process: WorkerProcess) -> bool:
+        """Whether it uses the CPU now. One that hangs waits for something that does not come."""
+        before = await asyncio.to_thread(read_scheduled, process.pid)
+        await asyncio.sleep(COMPUTING_LOOK_SECONDS)
+        after = await asyncio.to_thread(read_scheduled, process.pid)
+        return after.run - before.run >= COMPUTING_SHARE * COMPUTING_LOOK_SECONDS * 1e9
 
     def _watch(self, *, heard: bool) -> None:
         """What is asked, or how much, may have changed."""
@@ -425,12 +454,15 @@ class Worker:
         if silence is None or silence.expired():
             return
         if not self._pending:
+            self._silent_since = None
             silence.reschedule(None)
             return
-        limit = silence.when()
-        if limit is not None and not heard:
+        limit, now = silence.when(), asyncio.get_running_loop().time()
+        if heard or self._silent_since is None:
+            self._silent_since = now
+        elif limit is not None:
             return
-        later = asyncio.get_running_loop().time() + self._stalled_after_seconds
+        later = now + self._stalled_after_seconds
         if limit is None or later - limit > self._stalled_after_seconds * SILENCE_PRECISION:
             silence.reschedule(later)
 

@@ -437,7 +437,22 @@ async def test_a_worker_silent_under_a_request_is_killed_and_the_request_runs_ag
         await role.until(WorkerState.READY)
         items = await ask(role.worker, f"hang@{moment} counter={tmp_path / 'counter'} times=1 tokens=2")
         assert text_of(items[items.index(Lost()) :]) == "word0 word1"
-        assert "no progress for 0.5 s" in await role.until(WorkerState.BACKOFF)
+        assert "made no progress for" in await role.until(WorkerState.BACKOFF)
+
+
+async def test_a_worker_that_computes_for_long_without_a_word_is_left_to_work(tmp_path: Path) -> None:
+    async with serving(tmp_path, stalled=0.2) as role:
+        await role.until(WorkerState.READY)
+        assert text_of(await ask(role.worker, "compute@request compute=1.5 tokens=1")) == "word0"
+        assert role.worker.restarts == 0
+
+
+async def test_a_worker_that_computes_for_ever_is_killed_and_the_request_runs_again(tmp_path: Path) -> None:
+    async with serving(tmp_path, stalled=0.1) as role:
+        await role.until(WorkerState.READY)
+        items = await ask(role.worker, f"compute@request counter={tmp_path / 'counter'} times=1 tokens=2")
+        assert text_of(items[items.index(Lost()) :]) == "word0 word1"
+        assert "made no progress for" in await role.until(WorkerState.BACKOFF)
 
 
 async def test_a_hung_worker_does_not_live_on_the_requests_it_is_sent(tmp_path: Path) -> None:
