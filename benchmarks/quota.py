@@ -10,7 +10,8 @@ neighbour   a program that keeps a core busy: nothing done about it, CPU weights
             beside the rate without it. Where there are too few cores to reserve as many as the automatic plan has
             threads, one is left to others; then the quiet rate is told with the same cores and with all
 
-    python benchmarks/quota.py [--quick] [--only quota|neighbour] [--path GGUF] [--alone] [--json FILE]
+    python benchmarks/quota.py [--quick] [--only quota|neighbour] [--quotas PERCENT,…] [--path GGUF] [--alone]
+        [--json FILE]
 """
 
 import argparse
@@ -123,8 +124,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Means(msgspec.Struct, frozen=True, kw_only=True):
-    """What a part works with: streams of about so many ``seconds``, so many ``rounds``; maybe no llama-server."""
+    """What a part works with: streams of about so many ``seconds``, so many ``rounds``, quotas of so many ``percents``;
+    maybe no llama-server."""
 
+    percents: tuple[int, ...]
     program: Path | None
     setup: Setup
     machine: Machine
@@ -353,7 +356,7 @@ async def _measured(
 async def quota_part(means: Means) -> Report:
     """All contenders under one quota after the other."""
     measured: list[Measured] = []
-    for percent in PERCENTS:
+    for percent in means.percents:
         async for each in _under_quota(percent, means):
             measured.append(each)
             _say(each)
@@ -363,7 +366,7 @@ async def quota_part(means: Means) -> Report:
         part="quota",
         table=table(header, list(_quota_rows(measured, cores))),
         remarks=(_rounds(measured, means),),
-        goals=tuple(_quota_goal(measured, percent, cores) for percent in PERCENTS),
+        goals=tuple(_quota_goal(measured, percent, cores) for percent in means.percents),
         measured=tuple(measured),
     )
 
@@ -572,6 +575,7 @@ async def run(chosen: Sequence[str], given: argparse.Namespace, models: Path) ->
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: task.cancelling() or task.cancel())
     model = given.path or Catalog(models, MODELS_CACHE).pull(load(None, {}).chat.model)
     means = Means(
+        percents=given.quotas,
         program=None if given.alone else given.llama_server or llama_server.ensure(),
         setup=Setup(model=model, threads=0, context_tokens=SETUP_TOKENS, sequences=SETUP_SEQUENCES),
         machine=detect.machine(),
@@ -589,10 +593,16 @@ async def run(chosen: Sequence[str], given: argparse.Namespace, models: Path) ->
     return reports
 
 
+def as_percents(text: str) -> tuple[int, ...]:
+    """Of an option."""
+    return tuple(map(int, text.split(",")))
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--only", choices=PARTS, help="measure this part alone")
     arguments.add_argument("--quick", action="store_true", help="one round of short streams: whether it works")
+    arguments.add_argument("--quotas", type=as_percents, default=PERCENTS, metavar="PERCENT,…", help="of a core")
     arguments.add_argument("--path", type=Path, help="a GGUF file instead of the default chat model")
     arguments.add_argument("--llama-server", type=Path, help="a program instead of the one built and cached")
     arguments.add_argument("--alone", action="store_true", help="without llama-server, where it is not built")
