@@ -594,7 +594,7 @@ async def run(chosen: Sequence[str], given: argparse.Namespace, models: Path) ->
 
 
 def as_percents(text: str) -> tuple[int, ...]:
-    """Of an option."""
+    """The numbers of an option's text; raises ``ValueError``."""
     return tuple(map(int, text.split(",")))
 
 

@@ -416,7 +416,8 @@ class Worker:
                 return await self._listen(process)
             except TimeoutError:
                 longest = COMPUTING_STALLED_AFTER * self._stalled_after_seconds
-                if self._silent_seconds >= longest or not await self._computes(process):
+                stalled = self._silent_seconds >= longest or not await self._computes(process)
+                if stalled and self._pending:  # else the last asker went away meanwhile
                     raise
                 self._log.warning("worker_silent", pid=process.pid, seconds=self._silent_seconds, at_most=longest)
 
