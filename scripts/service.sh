@@ -411,8 +411,23 @@ make_service_wheel() {
 
 # as_edged COMMAND…: as the service runs it, but for what systemd keeps from it.
 as_edged() {
-    (cd "$data_dir" && exec setpriv --reuid "$service_user" --regid "$service_user" --init-groups \
-        env -i PATH="$PATH" HOME="$data_dir" LANG=C.UTF-8 EDGED_CONFIG="$config_file" "$@" 9>&-)
+    (
+        cd "$data_dir" && keep_network_settings
+        export HOME="$data_dir" LANG=C.UTF-8 EDGED_CONFIG="$config_file"
+        exec setpriv --reuid "$service_user" --regid "$service_user" --init-groups "$@" 9>&-
+    )
+}
+
+# Of root's environment: where a plant lets nobody out but through a proxy, or has packages of its own.
+keep_network_settings() {
+    local name
+    for name in $(compgen -e); do
+        case "${name^^}" in
+            PATH | HTTP_PROXY | HTTPS_PROXY | ALL_PROXY | NO_PROXY | SSL_CERT_FILE | SSL_CERT_DIR) ;;
+            PIP_INDEX_URL | PIP_EXTRA_INDEX_URL | PIP_FIND_LINKS | PIP_TRUSTED_HOST | PIP_CERT | PIP_PROXY) ;;
+            *) unset "$name" ;;
+        esac
+    done
 }
 
 pull_service_models() {

@@ -195,6 +195,17 @@ def test_the_commands_told_at_the_end_are_for_who_may_read_the_configuration(sys
     assert "sudo usermod -aG edged NAME" in said
 
 
+def test_what_runs_as_edged_knows_the_way_to_the_network_and_nothing_else_of_roots_environment(system: System) -> None:
+    place_program(system.root / "bin/setpriv", 'shift 5; exec "$@"')
+    roots = "https_proxy=http://proxy:3128 PIP_INDEX_URL=https://packages.plant/simple PIP_TARGET=/root/t SECRET=s"
+    said = system.run(f'export PATH="{system.root}/bin:$PATH" {roots}; mkdir -p "$data_dir"; as_edged env')
+    variables = dict(line.partition("=")[::2] for line in said.splitlines())
+    assert variables["https_proxy"] == "http://proxy:3128"
+    assert variables["PIP_INDEX_URL"] == "https://packages.plant/simple"
+    assert variables["HOME"] == str(system.root / "var/lib/edged")
+    assert not variables.keys() & {"PIP_TARGET", "SECRET"}
+
+
 def wanted_lines(refusal: "subprocess.CompletedProcess[str]") -> str:
     """What a refusal says to set."""
     lines = [line.removeprefix("       ") for line in refusal.stderr.splitlines() if line.startswith("       ")]
