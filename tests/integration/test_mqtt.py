@@ -15,7 +15,7 @@ from edged.events.admission import Admission
 from edged.events.event import Incoming, Outcome
 from edged.events.inbox import Accepted, Inbox
 from edged.events.trigger import TopicRule
-from edged.gateway import mqtt
+from edged.gateway import mqtt, mqtt_connection
 from edged.runtime.health import MQTT_REFUSED, MQTT_SUBSCRIBE_REFUSED, SERVICE_FAILING, ConditionKind, Health
 from tests.broker import Mosquitto, refusing
 from tests.daemon_process import FAKE_WORKER, DaemonProcess, configure
@@ -488,7 +488,7 @@ async def test_a_filter_that_is_none_is_named_and_hinders_no_other(tmp_path: Pat
 async def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(
     tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt, "CONNECT_TIMEOUT_SECONDS", 1.0)  # amqtt answers MQTT 5 with silence
+    monkeypatch.setattr(mqtt_connection, "CONNECT_TIMEOUT_SECONDS", 1.0)  # amqtt answers MQTT 5 with silence
     amqtt = await asyncio.create_subprocess_exec(
         FAKE_WORKER[0], "-m", "edged.demo.broker", str(free_port), stderr=asyncio.subprocess.DEVNULL
     )
