@@ -10,8 +10,8 @@ neighbour   a program that keeps a core busy: nothing done about it, CPU weights
             beside the rate without it. Where there are too few cores to reserve as many as the automatic plan has
             threads, one is left to others; then the quiet rate is told with the same cores and with all
 
-    python benchmarks/quota.py [--quick] [--only quota|neighbour] [--quotas PERCENT,…] [--path GGUF] [--alone]
-        [--json FILE]
+    python benchmarks/quota.py [--quick] [--only quota|neighbour] [--quotas PERCENT,…] [--rounds N] [--seconds S]
+        [--path GGUF] [--alone] [--json FILE]
 """
 
 import argparse
@@ -260,15 +260,19 @@ class Course:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._serial = itertools.count(1)
+        self._tokens: dict[tuple[str, bool], int] = {}
 
     async def stream(self, server: Server, tokens: int = LEAST_TOKENS) -> float:
         """Decode so many tokens; how many in a second."""
         (prompt,) = numbered(self._serial, PROMPTS[:1])
         return decode_rate(await servers.complete(server, prompt, tokens))
 
-    async def rate(self, server: Server) -> float:
-        """Tokens per second over about as long as wanted, once it has been found how many that will be."""
-        return await self.stream(server, tokens_for(await self.stream(server), self._seconds))
+    async def rate(self, server: Server, *, beside: bool) -> float:
+        """Tokens per second over about as long as wanted; the first time it is found how many tokens that takes."""
+        course = (server.name, beside)
+        if course not in self._tokens:
+            self._tokens[course] = tokens_for(await self.stream(server), self._seconds)
+        return await self.stream(server, self._tokens[course])
 
     async def until_steady(self, server: Server) -> bool:
         """Let a daemon compute until its number of threads has been the same for a while; False where it never is."""
@@ -344,7 +348,7 @@ async def _measured(
         contender=contender.name,
         round=number,
         beside=beside,
-        tokens_per_second=await course.rate(server),
+        tokens_per_second=await course.rate(server, beside=beside),
         threads=await threads_of(contender, server),
         settled=settled,
     )
@@ -579,7 +583,7 @@ async def run(chosen: Sequence[str], given: argparse.Namespace, models: Path) ->
         program=None if given.alone else given.llama_server or llama_server.ensure(),
         setup=Setup(model=model, threads=0, context_tokens=SETUP_TOKENS, sequences=SETUP_SEQUENCES),
         machine=detect.machine(),
-        seconds=0.5 if given.quick else 1.5,
+        seconds=given.seconds or (0.5 if given.quick else 1.5),
         rounds=1,
     )
     print(described(means), flush=True)
@@ -587,7 +591,8 @@ async def run(chosen: Sequence[str], given: argparse.Namespace, models: Path) ->
     reports = []
     for part in chosen:
         measure_part, rounds = measure[part]
-        report = await measure_part(msgspec.structs.replace(means, rounds=1 if given.quick else rounds))
+        rounds = given.rounds or (1 if given.quick else rounds)
+        report = await measure_part(msgspec.structs.replace(means, rounds=rounds))
         reports.append(report)
         print("\n".join((f"\n{part}\n", report.table, "", *report.remarks, *map(str, report.goals), "")), flush=True)
     return reports
@@ -603,6 +608,8 @@ def main() -> None:
     arguments.add_argument("--only", choices=PARTS, help="measure this part alone")
     arguments.add_argument("--quick", action="store_true", help="one round of short streams: whether it works")
     arguments.add_argument("--quotas", type=as_percents, default=PERCENTS, metavar="PERCENT,…", help="of a core")
+    arguments.add_argument("--rounds", type=int, help="other than the part's own number")
+    arguments.add_argument("--seconds", type=float, help="of a stream, about")
     arguments.add_argument("--path", type=Path, help="a GGUF file instead of the default chat model")
     arguments.add_argument("--llama-server", type=Path, help="a program instead of the one built and cached")
     arguments.add_argument("--alone", action="store_true", help="without llama-server, where it is not built")
