@@ -3,6 +3,7 @@
 # processor, an API key and both default models. As root on a system with systemd: the service. Running it again repairs
 # or upgrades, and takes seconds when all is there.
 set -euo pipefail
+export PYTHONSAFEPATH=1 # root's Python must not take modules from whatever directory this is called in
 
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)" # without links: an upgrade changes one on its way here
 # shellcheck source=scripts/machine.sh
@@ -157,8 +158,11 @@ undo() {
     remove_build
 }
 
+# Nothing cuts it short: not a second Ctrl-C, nor that nobody reads what it says any more.
 on_exit() {
     local status=$?
+    trap '' INT TERM HUP PIPE
+    set +e
     undo
     if ((status != 0 && status != 2)) && [[ "$explained" == no ]]; then
         complain "failed at '${current_step:-the start}' (status $status)" "Run this again: it goes on from here."
@@ -167,7 +171,8 @@ on_exit() {
 
 on_interrupt() {
     explained=yes
-    complain "stopped at '${current_step:-the start}'" "Nothing half-made is in use. Run this again: it goes on from here."
+    complain "stopped at '${current_step:-the start}'" "Nothing half-made is in use. Run this again: it goes on from here." ||
+        true # whoever hung up cannot read it
     exit 130
 }
 

@@ -24,6 +24,7 @@ E = TypeVar("E")
 AskEvent = Delta | Restarted | wire.AnswerBody
 InspectionEvent = Started | Profile | Finished
 CONNECT_SECONDS = 5.0
+HEALTH_SECONDS = 30.0
 FOLLOW_SECONDS = 20
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # what a listener takes, no one can connect to
 
@@ -72,7 +73,8 @@ class Client:
 
     def status(self) -> wire.StatusBody:
         """What ``/health`` shows, also while it is failing."""
-        response = self._send("GET", "/health", expected=(200, 503))
+        # A socket that systemd holds takes the request also where no daemon comes to answer it.
+        response = self._send("GET", "/health", expected=(200, 503), timeout_seconds=HEALTH_SECONDS)
         try:
             return wire.StatusBody.model_validate_json(response.content)
         except ValidationError as error:
@@ -164,8 +166,10 @@ class Client:
         body: dict[str, Any] | None = None,
         parameters: dict[str, str] | None = None,
         expected: tuple[int, ...] = (200,),
+        timeout_seconds: float | None = None,
     ) -> httpx.Response:
-        response = self._exchange(self._http.build_request(method, path, json=body, params=parameters))
+        timeout = httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS)
+        response = self._exchange(self._http.build_request(method, path, json=body, params=parameters, timeout=timeout))
         if response.status_code not in expected:
             raise self._error(response)
         return response

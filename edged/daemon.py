@@ -223,7 +223,7 @@ async def running(
         supervisor.start("watchdog", functools.partial(feed_watchdog, notifier, lambda: _answer(inbox, store)))
         reloader.on_change(functools.partial(_use_live_settings, answerer, admission, mqtt, retention, device))
         supervisor.start("reload", functools.partial(reloader.run, health))
-        supervisor.start("ready", functools.partial(_ready, health, services, started))
+        supervisor.start("ready", functools.partial(_ready, config, health, services, started))
         try:
             yield server
         finally:
@@ -565,8 +565,10 @@ def _http_server(config: Config, app: FastAPI, health: Health, listeners: Sequen
     )
 
 
-async def _ready(health: Health, services: Services, started: float) -> None:
+async def _ready(config: Config, health: Health, services: Services, started: float) -> None:
     """Say so once each worker has either loaded or failed: from then on its own condition tells."""
     await services.settled()
     health.clear(conditions.STARTING)
+    if health.status() != "failing":
+        home.mark_ready(config)
     structlog.get_logger("daemon").info("ready", seconds=round(time.monotonic() - started, 3))

@@ -15,6 +15,7 @@ from edged.errors import DiskFullError, StoreError
 from edged.events.inbox import Inbox
 from edged.store.knowledge import KnowledgeStore
 
+PREFIX = ".rehearsal-"
 ROOM = 2  # a copy and its migrated pages, as multiples of a store's size
 
 
@@ -35,10 +36,12 @@ def rehearse(config: Config) -> Iterator[Rehearsed]:
 
     Raises :class:`StoreError` for a store that cannot be brought on or is damaged, :class:`DiskFullError` without room.
     """
+    for left in config.home.glob(f"{PREFIX}*"):  # by a power cut
+        shutil.rmtree(left, ignore_errors=True)
     for path, opened in ((config.events_db, Inbox.open), (config.knowledge_db, KnowledgeStore.open)):
         if path.exists():
             _require_room(path)
-            with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=config.home) as folder:
+            with tempfile.TemporaryDirectory(prefix=PREFIX, dir=config.home) as folder:
                 copy = Path(folder) / path.name
                 before = _copy(path, copy)
                 _require_intact(path, asyncio.run(_migrate(opened, copy)))

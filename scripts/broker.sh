@@ -22,12 +22,9 @@ check_broker() {
 }
 
 install_broker() {
-    make_secret "$config_dir/mqtt-password" "root:$service_user" 640
-    make_secret "$config_dir/sensor-password" root:root 600
-    make_secret "$config_dir/monitor-password" root:root 600
-    admit edged "$config_dir/mqtt-password"
-    admit sensor "$config_dir/sensor-password"
-    admit monitor "$config_dir/monitor-password"
+    admit edged "$config_dir/mqtt-password" "root:$service_user" 640
+    admit sensor "$config_dir/sensor-password" root:root 600
+    admit monitor "$config_dir/monitor-password" root:root 600
     place_acl
     place "$broker_config" root:root 644 <<CONFIG
 # Made by install-edge.sh for edged; made again by each run.
@@ -58,14 +55,15 @@ broker_is_whole() {
     [[ -e "$broker_config" && -s "$broker_acl" && -s "$config_dir/monitor-password" ]]
 }
 
-# admit NAME PASSWORD_FILE: once. mosquitto_passwd hashes a file in place; by its arguments a password could be seen in the
-# process list.
+# admit NAME PASSWORD_FILE OWNER:GROUP MODE: once, or anew where the password is lost. mosquitto_passwd hashes a file in
+# place; by its arguments a password could be seen in the process list.
 admit() {
     local one="$broker_passwords.one"
-    ! grep -qs "^$1:" "$broker_passwords" || return 0
+    [[ ! -s "$2" ]] || ! grep -qs "^$1:" "$broker_passwords" || return 0
+    make_secret "$2" "$3" "$4"
     printf '%s:%s\n' "$1" "$(<"$2")" | place "$one" root:root 600
     mosquitto_passwd -U "$one"
-    { cat "$broker_passwords" 2>/dev/null || true; cat "$one"; } | place "$broker_passwords" root:mosquitto 640
+    { grep -sv "^$1:" "$broker_passwords" || true; cat "$one"; } | place "$broker_passwords" root:mosquitto 640
     rm -f "$one"
 }
 
@@ -100,7 +98,8 @@ ACL
 }
 
 remove_broker_config() {
+    rm -f "$broker_passwords" "$broker_acl"
     [[ -e "$broker_config" ]] || return 0
-    rm -f "$broker_config" "$broker_passwords" "$broker_acl"
+    rm -f "$broker_config"
     ! systemctl is-active --quiet mosquitto.service || systemctl restart mosquitto.service || true
 }

@@ -48,12 +48,13 @@ build_wheel() {
     local python="$1" log="$2" directory
     directory="$(wheel_directory)"
     mkdir -p "$directory"
-    building="$(mktemp -d "${directory%/*}/.building.XXXXXX")"
+    building="$(make_own_directory "${directory%/*}" building)"
     mkdir "$building/tmp" "$building/sdist" "$building/wheel"
     say "downloading the source of llama-cpp-python $(llama_version)"
     # A shell of its own, so that what a trap says here does not end in the log.
     (download_source "$python" "$building") >"$log" 2>&1 &&
         compile_wheel "$python" "$building" 2>&1 | tee -a "$log" | show_build_progress &&
+        sync "$building"/wheel/llama_cpp_python-*.whl &&
         mv "$building"/wheel/llama_cpp_python-*.whl "$directory/"
     local status=$?
     remove_build

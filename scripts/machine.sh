@@ -121,6 +121,16 @@ need_space() {
     ((free >= $2)) || lacks "$2 MB free for $3 in $1 (there are $free MB)"
 }
 
+# make_own_directory PARENT NAME: prints a new hidden directory there; those of runs that are no more are removed.
+make_own_directory() {
+    local left
+    mkdir -p "$1"
+    for left in "$1/.$2".*; do
+        if ! [[ "$left" =~ \.([0-9]+)\.[^./]+$ ]] || ! kill -0 "${BASH_REMATCH[1]}" 2>/dev/null; then rm -rf "$left"; fi
+    done
+    mktemp -d "$1/.$2.$$.XXXXXX"
+}
+
 # --- what is missing ------------------------------------------------------------------------------------
 
 lacks() {

@@ -26,6 +26,7 @@ readonly wrapper_mark="# Made by install-edge.sh: edged with the service's confi
 readonly venv_megabytes=700           # one version and the models
 readonly build_megabytes=1500         # llama.cpp's source, its objects and the tools that build it
 readonly ready_seconds="${EDGED_READY_SECONDS:-900}" # for a start with its models, on a slow board
+readonly answer_seconds=60            # for /health, on a slow board that loads its models
 readonly starts_that_fail=3           # a version that ended so often is not waited for any longer
 
 # shellcheck source=scripts/broker.sh
@@ -204,7 +205,7 @@ python_in_range() {
 make_scratch() {
     local parent="$prefix"
     [[ "$dry_run" == no ]] || parent=/var/tmp
-    [[ -n "$scratch" ]] || { mkdir -p "$parent" && scratch="$(mktemp -d "$parent/.install.XXXXXX")"; }
+    [[ -n "$scratch" ]] || scratch="$(make_own_directory "$parent" edged-install)"
 }
 
 # Debian packages that came with the bundle: apt takes from them what this system lacks, and nothing from elsewhere.
@@ -276,7 +277,14 @@ is_whole() {
 
 # serves NAME: it is whole, it is the current one, and it is well.
 serves() {
-    is_whole "$1" && [[ "$(current_version)" == "$1" ]] && as_edged "$prefix/current/bin/edged" status &>/dev/null
+    is_whole "$1" && [[ "$(current_version)" == "$1" ]] && is_well "$1"
+}
+
+# is_well NAME: /health of the service is no longer failing. Somebody else's edged at its port is not the service, and a
+# socket that systemd holds takes requests that nobody answers.
+is_well() {
+    as_edged timeout "$answer_seconds" "$prefix/versions/$1/bin/edged" status &>/dev/null &&
+        systemctl is-active --quiet edged.service
 }
 
 # --- user, directories, key, configuration ------------------------------------------------------------------
@@ -288,8 +296,9 @@ prepare_service() {
 }
 
 make_user() {
+    getent group "$service_user" >/dev/null || groupadd --system "$service_user"
     getent passwd "$service_user" >/dev/null ||
-        useradd --system --user-group --home-dir "$data_dir" --no-create-home --shell /usr/sbin/nologin "$service_user"
+        useradd --system --gid "$service_user" --home-dir "$data_dir" --no-create-home --shell /usr/sbin/nologin "$service_user"
     getent passwd "$probe_user" >/dev/null ||
         useradd --system --gid "$service_user" --no-create-home --shell /usr/sbin/nologin "$probe_user"
     install -d -o root -g "$service_user" -m 750 "$config_dir"
@@ -412,7 +421,8 @@ make_service_wheel() {
 # as_edged COMMAND…: as the service runs it, but for what systemd keeps from it.
 as_edged() {
     (
-        cd "$data_dir" && keep_network_settings
+        cd "$data_dir" || exit
+        keep_network_settings
         export HOME="$data_dir" LANG=C.UTF-8 EDGED_CONFIG="$config_file"
         exec setpriv --reuid "$service_user" --regid "$service_user" --init-groups "$@" 9>&-
     )
@@ -424,18 +434,25 @@ keep_network_settings() {
     for name in $(compgen -e); do
         case "${name^^}" in
             PATH | HTTP_PROXY | HTTPS_PROXY | ALL_PROXY | NO_PROXY | SSL_CERT_FILE | SSL_CERT_DIR) ;;
-            PIP_INDEX_URL | PIP_EXTRA_INDEX_URL | PIP_FIND_LINKS | PIP_TRUSTED_HOST | PIP_CERT | PIP_PROXY) ;;
+            PIP_INDEX_URL | PIP_EXTRA_INDEX_URL | PIP_FIND_LINKS | PIP_NO_INDEX | PIP_TRUSTED_HOST | PIP_CERT | PIP_PROXY) ;;
             *) unset "$name" ;;
         esac
     done
 }
 
+# copy_as_edged FILE TARGET: of a file that root may read, into a directory of edged's.
+copy_as_edged() {
+    as_edged dd of="$2.new" bs=1M status=none <"$1" && as_edged chmod 640 "$2.new" && as_edged mv "$2.new" "$2"
+}
+
 pull_service_models() {
     local file
     if [[ -n "$unpacked" && -d "$unpacked/models" ]]; then
-        install -d -o "$service_user" -g "$service_user" -m 750 "$cache_dir/models"
+        # As edged, whose directory it is: root would follow a link that edged put there.
+        as_edged install -d -m 750 "$cache_dir/models"
         for file in "$unpacked"/models/*; do
-            install -o "$service_user" -g "$service_user" -m 640 "$file" "$cache_dir/models/"
+            copy_as_edged "$file" "$cache_dir/models/${file##*/}" ||
+                give_up "could not copy the bundle's models" "$(what_is_left)" "Make room in $cache_dir, then run this again."
         done
     fi
     as_edged "$prefix/versions/$1/bin/edged" models pull ||
@@ -458,11 +475,17 @@ migrates() {
 
 # serve_version NAME: it serves, or the one before does again.
 serve_version() {
-    local kept="$stores/before-$1"
+    local kept="$stores/before-$1" noted
     switching_from="$(current_version)"
     stop_service
-    rm -rf "$kept"
-    ! migrates || keep_stores "$kept"
+    if read -r noted _ 2>/dev/null <"$unfinished" && is_whole "$noted"; then
+        # A power cut came between two versions. What serves now never became ready: the way back is still the same.
+        read -r switching_from kept _ <"$unfinished"
+    else
+        rm -rf "$kept"
+    fi
+    [[ -d "$kept" ]] || ! migrates || keep_stores "$kept"
+    [[ -z "$switching_from" || "$switching_from" == "$1" ]] || note_switch "$switching_from" "$kept" to
     reach_disk
     switch_to "$1"
     systemctl enable --quiet edged.service
@@ -470,7 +493,7 @@ serve_version() {
         systemctl try-restart --no-block edged-probe.service # where somebody enabled it: of the same version
         [[ -z "$switching_from" || "$switching_from" == "$1" ]] || ln -sfn "versions/$switching_from" "$prefix/previous"
         switching_from=""
-        rm -rf "$kept"
+        end_switch "$kept"
         return
     fi
     show_why_not
@@ -482,16 +505,40 @@ serve_version() {
         "Configuration, models and data are as they were. What it said is above, and in: journalctl -u edged"
 }
 
+# note_switch OLD KEPT to|back: for the run after a power cut. It stays until one of the two versions is settled on.
+note_switch() {
+    printf '%s %s %s\n' "$@" | place "$unfinished" root:root 644
+}
+
+end_switch() {
+    rm -rf "$1"
+    rm -f "$unfinished"
+}
+
+# settle_switch WANTED: after a power cut between two versions. A way back that was begun, or is wanted now, is gone to
+# its end; else the newer one may have become ready by itself, and what was before it must not come back any more.
+settle_switch() {
+    local old kept phase
+    read -r old kept phase 2>/dev/null <"$unfinished" || return 0
+    if [[ "$phase" == back || "$old" == "$1" ]]; then
+        say "going back to $old: the power failed between two versions"
+        stop_service
+        bring_back "$old" "$kept"
+    elif [[ "${kept%/*}/run/ready" -nt "$unfinished" ]] || serves "$(current_version)"; then
+        end_switch "$kept"
+    fi
+}
+
 stop_service() {
     systemctl stop edged.socket edged.service 2>/dev/null || true
 }
 
-# Of files at rest: nobody has them open.
+# Of files at rest: nobody has them open. As edged, in whose directory they lie.
 keep_stores() {
     local file
-    install -d -o "$service_user" -g "$service_user" -m 700 "$1"
+    as_edged mkdir -m 700 "$1"
     for file in "$stores"/{events,knowledge}.db*; do
-        [[ ! -e "$file" ]] || cp -p --reflink=auto "$file" "$1/"
+        [[ ! -e "$file" ]] || as_edged cp -p --reflink=auto "$file" "$1/"
     done
     sync --file-system "$1"
 }
@@ -518,7 +565,7 @@ becomes_ready() {
     local deadline=$((SECONDS + ready_seconds))
     say "waiting for it to become ready"
     while ((SECONDS < deadline)); do
-        as_edged "$prefix/versions/$1/bin/edged" status &>/dev/null && return
+        is_well "$1" && return
         (($(systemctl show --property NRestarts --value edged.service) < starts_that_fail)) || return
         sleep 2
     done
@@ -532,22 +579,33 @@ show_why_not() {
 
 # go_back FROM: the version before, on the stores as it knew them.
 go_back() {
-    local old="$switching_from" kept="$stores/before-$1" aside="$stores/failed-$1"
+    local old="$switching_from" kept="$stores/before-$1"
     switching_from=""
     stop_service
-    if [[ -d "$kept" ]]; then
-        install -d -o "$service_user" -g "$service_user" -m 700 "$aside"
-        mv "$stores"/{events,knowledge}.db* "$aside/" 2>/dev/null || true
-        find "$kept" -mindepth 1 -exec mv -t "$stores" {} +
-        rmdir "$kept"
-        say "the stores are those from before the upgrade; what the new version made of them lies in $aside"
-    fi
-    switch_to "$old"
+    read -r _ kept _ 2>/dev/null <"$unfinished" || true
+    note_switch "$old" "$kept" back
+    bring_back "$old" "$kept"
     if start_service && becomes_ready "$old"; then
         rm -rf "${prefix:?}/versions/$1"
         return
     fi
     give_up "the version before, $old, does not become ready either" "journalctl -u edged says why."
+}
+
+# bring_back OLD KEPT: with the service stopped. The version first: until its stores are there again it refuses those of
+# the newer one, which on the older stores would begin anew. What was kept is there until all of it is back.
+bring_back() {
+    local home="${2%/*}" aside
+    switch_to "$1"
+    if [[ -d "$2" ]]; then
+        aside="$(as_edged mktemp -d "$home/failed-${2##*/before-}.XXXXXX")"
+        as_edged find "$home" -maxdepth 1 \( -name 'events.db*' -o -name 'knowledge.db*' \) -exec mv -t "$aside" {} +
+        as_edged find "$2" -mindepth 1 -exec cp -p --reflink=auto -t "$home" {} + ||
+            as_edged find "$2" -mindepth 1 -exec cp -pl --remove-destination -t "$home" {} + # where the disk is full
+        sync --file-system "$2"
+        say "the stores are those from before the upgrade; what the new version made of them lies in $aside"
+    fi
+    end_switch "$2"
 }
 
 # Replaces install-edge.sh's: cut short between two versions, the one before serves.
@@ -556,6 +614,7 @@ undo() {
     if [[ -n "$switching_from" && "$switching_from" != "$(current_version)" ]]; then
         go_back "$(current_version)"
     elif [[ -n "$switching_from" ]]; then
+        switch_to "$switching_from" # its units too
         start_service
     fi
     [[ -z "$scratch" ]] || rm -rf "$scratch"
@@ -607,8 +666,11 @@ install_service() {
         return
     fi
     prepare_service
+    settle_switch "$version"
     if serves "$version" && { [[ "$broker" != local ]] || broker_is_whole; }; then
         keep_key
+        make_command # and this: a run before may have been cut short after the start
+        forget_old_versions
         say "$version is installed and serves"
         end_step
         return
@@ -634,12 +696,24 @@ install_service() {
 }
 
 settle_places() {
-    prefix="$(realpath -m -- "${prefix:-/opt/edged}")"
+    local installed
+    umask 022 # the service reads what root makes here; secrets have modes of their own
+    PATH="$PATH:/usr/sbin:/sbin"
+    installed="$(installed_prefix)"
+    prefix="$(realpath -m -- "${prefix:-${installed:-/opt/edged}}")"
     [[ "$prefix" =~ ^/[A-Za-z0-9._/-]+$ ]] || wrong_use "--prefix $prefix: systemd's units take letters, digits and . _ - / there"
+    [[ -z "$installed" || "$prefix" == "$installed" ]] ||
+        give_up "edged is installed in $installed" "Nothing was changed. Leave --prefix out, or remove that one first: --uninstall"
     state="$prefix/install" # this script's own: lock and logs
+    unfinished="$state/switching"
     export EDGED_CACHE="${EDGED_CACHE:-$prefix/cache}"
     pip_options=()
     [[ "$offline" == no && -z "$bundle" ]] || pip_options=(--no-index)
+}
+
+# Where the service that is there runs from; nothing where none is.
+installed_prefix() {
+    sed -n 's|^ExecStart=\(/.*\)/current/bin/edged serve$|\1|p' "$unit_dir/edged.service" 2>/dev/null || true
 }
 
 what_is_left() {
@@ -700,7 +774,7 @@ remove_program() {
     systemctl stop edged.slice 2>/dev/null || true
     systemctl reset-failed 'edged.*' 2>/dev/null || true
     ! grep -qsF "$wrapper_mark" "$command_path" || rm -f "$command_path"
-    rm -rf "$prefix"/{versions,current,previous,install,cache} "$prefix"/.install.*
+    rm -rf "$prefix"/{versions,current,previous,install,cache} "$prefix"/.edged-install.*
     rmdir "$prefix" 2>/dev/null || true
 }
 
@@ -711,6 +785,7 @@ remove_data() {
     remove_directory "$cache_dir"
     ! getent passwd "$probe_user" >/dev/null || userdel "$probe_user"
     ! getent passwd "$service_user" >/dev/null || userdel "$service_user"
+    ! getent group "$service_user" >/dev/null || groupdel "$service_user" # it stays where it has other members
     say "removed: $config_dir, $data_dir, $cache_dir, the user $service_user"
 }
 

@@ -46,6 +46,12 @@ def hold_home(config: Config) -> Iterator[None]:
         yield
 
 
+def mark_ready(config: Config) -> None:
+    """Leave a file whose time tells when a daemon last became ready: the installer asks after a power cut."""
+    with contextlib.suppress(OSError):
+        (config.run_dir / "ready").touch()
+
+
 def _unusable(config: Config, error: OSError) -> EdgedError:
     kind = DiskFullError if error.errno == errno.ENOSPC else ConfigError
     return kind(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -143,6 +144,16 @@ async def test_the_documents_come_back_after_a_restart(tmp_path: Path) -> None:
             body = await ask(http, query="How much oil does pump P7 hold?")
     assert added.status_code == 200
     assert body["citations"][0]["document_id"] == "p7"
+
+
+async def test_when_it_is_ready_it_tells_the_installer_by_a_files_time(tmp_path: Path) -> None:
+    mark = tmp_path / "home/run/ready"
+    async with daemon(tmp_path / "home") as http:
+        await ready(http)
+        os.utime(mark, (1, 1))
+    async with daemon(tmp_path / "home") as http:
+        await ready(http)
+        assert mark.stat().st_mtime > 1
 
 
 async def test_two_daemons_do_not_share_a_home(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from edged.client import Client
-from edged.errors import ConfigError, DocumentNotFoundError, EdgedError, QueueFullError
+from edged.errors import ConfigError, DaemonUnreachableError, DocumentNotFoundError, EdgedError, QueueFullError
 from edged.gateway import wire
 from edged.gateway.http import HttpServer, create_app
 from edged.serving.pool import ChatPool, EmbedderPool
@@ -335,6 +336,16 @@ async def test_the_client_asks_adds_lists_and_removes() -> None:
     assert (asked[2].id, asked[2].answer) == ("e-1", "Hot pump")
     assert [document.id for document in listed] == ["a b/ü.md"]
     assert (left, ready) == ([], True)
+
+
+def test_the_client_does_not_wait_for_ever_where_nobody_answers_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edged.client.HEALTH_SECONDS", 0.05)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as held,  # as systemd holds it for a daemon that does not start
+        Client(f"http://127.0.0.1:{held.getsockname()[1]}") as asking,
+        pytest.raises(DaemonUnreachableError, match="timed out"),
+    ):
+        asking.status()
 
 
 @pytest.mark.parametrize("before", [[], [Delta("Hot")]])

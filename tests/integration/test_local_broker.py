@@ -64,6 +64,13 @@ def test_a_second_run_keeps_passwords_and_changed_rules_and_adds_what_is_missing
     assert rules.read_text() == changed
     assert after[:2] == before[:2]
     assert [line.partition(":")[0] for line in after] == ["edged", "sensor", "monitor"]
+    secret = system.config.parent / "sensor-password"
+    secret.unlink()
+    system.run("install_broker")
+    renewed = passwords.read_text().splitlines()
+    assert secret.read_text().strip()
+    assert [line.partition(":")[0] for line in renewed] == ["edged", "monitor", "sensor"]
+    assert renewed[-1] != after[1]
     assert "kept" not in system.run(
         f"rm {rules}; if broker_is_whole; then exit 9; fi; install_broker; install_broker; broker_is_whole"
     )

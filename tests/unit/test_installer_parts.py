@@ -247,15 +247,21 @@ def test_options_that_an_installed_configuration_says_already_are_fine(system: S
 NEW_VERSION_FAILS = """
 prefix="$root/opt/edged"; settle_places
 mkdir -p "$state" "$unit_dir" "$prefix"/versions/{old,new}
-cp -r systemd "$prefix/versions/old/"; cp -r systemd "$prefix/versions/new/"
-ln -s versions/old "$prefix/current"
-as_edged() { printf 'configuration: f\nhome: %s\nstore events.db: schema 1 → 2\n' "$root/data"; }
-install() { mkdir -p "${*: -1}"; }
+for each in old new; do cp -r systemd "$prefix/versions/$each/"; done
+sed -i "s|/opt/edged|$prefix|g" "$prefix"/versions/*/systemd/*
+[[ -e "$prefix/current" ]] || ln -s versions/old "$prefix/current"
+as_edged() {
+    case "$*" in
+        *check*) printf 'configuration: f\nhome: %s\nstore events.db: schema 1 → 2\n' "$root/data" ;;
+        *) "$@" ;;
+    esac
+}
+is_whole() { [[ -d "$prefix/versions/$1" ]]; }; serves() { return 1; }
 reach_disk() { :; }; show_why_not() { :; }; becomes_ready() { :; }
 start_service() { [[ "$(current_version)" == old ]] || { echo new >"$root/data/events.db" && return 1; }; }
 trap on_exit EXIT
-rehearse new; serve_version new
 """
+UPGRADE = NEW_VERSION_FAILS + "settle_switch new; rehearse new; serve_version new"
 
 
 def test_a_version_that_does_not_start_leaves_the_stores_as_they_were_wherever_they_lie(system: System) -> None:
@@ -263,20 +269,120 @@ def test_a_version_that_does_not_start_leaves_the_stores_as_they_were_wherever_t
     stores.mkdir()
     (stores / "events.db").write_text("old")
     (stores / "events.db-wal").write_text("of the old one")
-    told = system.attempt(NEW_VERSION_FAILS)
+    told = system.attempt(UPGRADE)
     assert told.returncode == 1
     assert "new does not become ready; old serves again" in told.stderr
     assert {file.name: file.read_text() for file in stores.glob("*.db*")} == {
         "events.db": "old",
         "events.db-wal": "of the old one",
     }
-    assert (stores / "failed-new/events.db").read_text() == "new\n"
+    assert [file.read_text() for file in stores.glob("failed-new.*/events.db")] == ["new\n"]
     assert (system.root / "opt/edged/current").resolve().name == "old"
+    assert not list(stores.glob("before-*"))
+    assert not (system.root / "opt/edged/install/switching").exists()
+
+
+# In the place of a function that is reached at some moment: the power fails, and the shell is not asked.
+POWER_CUT = "{ kill -KILL $$; }; "
+
+
+@pytest.mark.parametrize("moment", ["start_service", "go_back", "bring_back", "end_switch"])
+def test_after_a_power_cut_between_two_versions_the_way_back_is_still_there(system: System, moment: str) -> None:
+    stores = system.root / "data"
+    stores.mkdir()
+    (stores / "events.db").write_text("old")
+    cut = UPGRADE.replace("settle_switch new;", f"{moment}() {POWER_CUT}")
+    assert system.attempt(cut).returncode == -9
+    (stores / "events.db").write_text("new at the boot")
+    told = system.attempt(UPGRADE)
+    assert "old serves again" in told.stderr
+    assert (stores / "events.db").read_text() == "old"
+    assert (system.root / "opt/edged/current").resolve().name == "old"
+    assert not (system.root / "opt/edged/install/switching").exists()
+
+
+def test_after_a_power_cut_the_version_before_can_be_asked_for(system: System) -> None:
+    stores = system.root / "data"
+    stores.mkdir()
+    (stores / "events.db").write_text("old")
+    system.attempt(UPGRADE.replace("settle_switch new;", f"start_service() {POWER_CUT}"))
+    (stores / "events.db").write_text("new at the boot")
+    told = system.run(NEW_VERSION_FAILS + "settle_switch old; current_version")
+    assert "going back to old" in told
+    assert told.endswith("old\n")
+    assert (stores / "events.db").read_text() == "old"
+
+
+def test_a_version_that_became_ready_after_a_power_cut_stays_and_its_data_too(system: System) -> None:
+    stores = system.root / "data"
+    (stores / "run").mkdir(parents=True)
+    (stores / "events.db").write_text("old")
+    system.attempt(UPGRADE.replace("settle_switch new;", f"start_service() {POWER_CUT}"))
+    (stores / "events.db").write_text("of weeks")
+    noted = (system.root / "opt/edged/install/switching").stat().st_mtime
+    (stores / "run/ready").write_text("")
+    os.utime(stores / "run/ready", (noted + 1, noted + 1))
+    system.run(NEW_VERSION_FAILS + "settle_switch newer")
+    assert (stores / "events.db").read_text() == "of weeks"
+    assert not list(stores.glob("before-*"))
+    assert (system.root / "opt/edged/current").resolve().name == "new"
+
+
+def test_nothing_cuts_the_way_back_short_not_a_second_ctrl_c_and_not_a_closed_terminal(system: System) -> None:
+    script = """
+    trap on_exit EXIT; trap on_interrupt INT TERM HUP
+    undo() { kill -INT $$; kill -HUP $$; say "nobody reads this"; touch "$root/undone"; }
+    exec >/dev/full 2>&1
+    kill -HUP $$; sleep 5
+    """
+    assert system.attempt(script).returncode == 130
+    assert (system.root / "undone").exists()
+
+
+def test_an_installation_elsewhere_is_found_again_and_another_one_beside_it_is_refused(system: System) -> None:
+    unit = (CHECKOUT / "systemd/edged.service").read_text().replace("/opt/edged", "/srv/edged")
+    system.run('mkdir -p "$unit_dir"')
+    (system.root / "etc/systemd/system/edged.service").write_text(unit)
+    assert system.run('prefix=""; settle_places; echo "$prefix"') == "/srv/edged\n"
+    system.run("prefix=/srv/edged; settle_places")
+    refused = system.attempt("prefix=/opt/edged; settle_places")
+    assert refused.returncode == 1
+    assert "edged is installed in /srv/edged" in refused.stderr
+    assert "Nothing was changed" in refused.stderr
+
+
+@pytest.mark.parametrize(("answers", "active", "well"), [(0, 0, True), (0, 3, False), (1, 0, False)])
+def test_the_service_is_well_where_edged_answers_and_the_service_runs(
+    system: System, answers: int, active: int, well: bool
+) -> None:
+    """Somebody else's edged may answer at its port."""
+    place_program(system.root / "bin/setpriv", 'shift 5; exec "$@"')
+    place_program(system.root / "opt/edged/versions/v/bin/edged", f"exit {answers}")
+    told = system.attempt(f"""
+    export PATH="{system.root}/bin:$PATH"; prefix="$root/opt/edged"; mkdir -p "$data_dir"
+    systemctl() {{ return {active}; }}
+    is_well v
+    """)
+    assert (told.returncode == 0) == well
+
+
+def test_modules_that_lie_where_the_installer_is_called_are_not_taken(system: System) -> None:
+    (system.root / "ssl.py").write_text(f"open('{system.root}/taken', 'w')")
+    system.run('cd "$root"; find_python python_makes_venvs')
+    assert not (system.root / "taken").exists()
+
+
+def test_what_runs_left_behind_is_removed_and_what_is_in_use_stays(system: System) -> None:
+    (system.root / ".work.999999999.gone").mkdir()
+    used = system.root / f".work.{os.getpid()}.used"
+    used.mkdir()
+    made = system.run('make_own_directory "$root" work').strip()
+    assert sorted(system.root.glob(".work.*")) == sorted([used, Path(made)])
 
 
 def test_it_goes_back_also_where_there_were_no_stores(system: System) -> None:
     (system.root / "data").mkdir()
-    told = system.attempt(NEW_VERSION_FAILS)
+    told = system.attempt(UPGRADE)
     assert "new does not become ready; old serves again" in told.stderr
     assert (system.root / "opt/edged/current").resolve().name == "old"
 

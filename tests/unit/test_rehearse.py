@@ -52,6 +52,7 @@ def test_an_older_store_is_brought_on_in_its_copy_alone(config: Config) -> None:
     config.events_db.unlink()
     with closing(sqlite3.connect(config.events_db)):
         pass
+    (config.home / ".rehearsal-before-a-power-cut").mkdir()
     found = {one.file: one for one in list(rehearse(config))}
     assert found["events.db"].schema == 0
     assert found["events.db"].migrates
