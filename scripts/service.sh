@@ -480,12 +480,12 @@ serve_version() {
     stop_service
     if read -r noted _ 2>/dev/null <"$unfinished" && is_whole "$noted"; then
         # A power cut came between two versions. What serves now never became ready: the way back is still the same.
-        read -r switching_from kept _ <"$unfinished"
+        read -r switching_from _ kept <"$unfinished"
     else
         rm -rf "$kept"
     fi
     [[ -d "$kept" ]] || ! migrates || keep_stores "$kept"
-    [[ -z "$switching_from" || "$switching_from" == "$1" ]] || note_switch "$switching_from" "$kept" to
+    [[ -z "$switching_from" || "$switching_from" == "$1" ]] || note_switch "$switching_from" to "$kept"
     reach_disk
     switch_to "$1"
     systemctl enable --quiet edged.service
@@ -505,7 +505,7 @@ serve_version() {
         "Configuration, models and data are as they were. What it said is above, and in: journalctl -u edged"
 }
 
-# note_switch OLD KEPT to|back: for the run after a power cut. It stays until one of the two versions is settled on.
+# note_switch OLD to|back KEPT: for the run after a power cut. It stays until one of the two versions is settled on.
 note_switch() {
     printf '%s %s %s\n' "$@" | place "$unfinished" root:root 644
 }
@@ -518,8 +518,8 @@ end_switch() {
 # settle_switch WANTED: after a power cut between two versions. A way back that was begun, or is wanted now, is gone to
 # its end; else the newer one may have become ready by itself, and what was before it must not come back any more.
 settle_switch() {
-    local old kept phase
-    read -r old kept phase 2>/dev/null <"$unfinished" || return 0
+    local old phase kept
+    read -r old phase kept 2>/dev/null <"$unfinished" || return 0
     if [[ "$phase" == back || "$old" == "$1" ]]; then
         say "going back to $old: the power failed between two versions"
         stop_service
@@ -533,14 +533,16 @@ stop_service() {
     systemctl stop edged.socket edged.service 2>/dev/null || true
 }
 
-# Of files at rest: nobody has them open. As edged, in whose directory they lie.
+# keep_stores DIRECTORY: all or nothing, of files at rest: nobody has them open. As edged, in whose directory they lie.
 keep_stores() {
     local file
-    as_edged mkdir -m 700 "$1"
+    rm -rf "$1.new"
+    as_edged mkdir -m 700 "$1.new"
     for file in "$stores"/{events,knowledge}.db*; do
-        [[ ! -e "$file" ]] || as_edged cp -p --reflink=auto "$file" "$1/"
+        [[ ! -e "$file" ]] || as_edged cp -p --reflink=auto "$file" "$1.new/"
     done
-    sync --file-system "$1"
+    sync --file-system "$1.new"
+    as_edged mv "$1.new" "$1"
 }
 
 switch_to() {
@@ -582,8 +584,8 @@ go_back() {
     local old="$switching_from" kept="$stores/before-$1"
     switching_from=""
     stop_service
-    read -r _ kept _ 2>/dev/null <"$unfinished" || true
-    note_switch "$old" "$kept" back
+    read -r _ _ kept 2>/dev/null <"$unfinished" || true
+    note_switch "$old" back "$kept"
     bring_back "$old" "$kept"
     if start_service && becomes_ready "$old"; then
         rm -rf "${prefix:?}/versions/$1"
