@@ -8,6 +8,7 @@ are enabled at the root stay so.
 import contextlib
 import os
 import shlex
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,13 @@ class Group:
         """Move a process that runs."""
         for file in self._members():
             file.write_text(str(pid))
+
+    def signal(self, number: signal.Signals) -> None:
+        """To all processes in it, also those in groups that were made in it."""
+        for folder, _, _ in os.walk(self._folders["cpu"]):
+            for pid in (Path(folder) / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), number)
 
     def make(self) -> None:
         """Make it and set its limits."""

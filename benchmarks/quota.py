@@ -1,8 +1,8 @@
 """Decoding under a CPU quota and beside a busy neighbour: edged as it decides by itself, and llama-server.
 
 Each server is a process in a control group of its own, started under the limits that it is measured under, asked over
-HTTP, in interleaved rounds, one at a time. Control groups are made by root, with cgroup v2 or v1. The client has
-real-time priority: it shares the cores, and would else tell when it was let to run.
+HTTP, in interleaved rounds, one at a time while the others are stopped. Control groups are made by root, with cgroup v2
+or v1. The client has real-time priority: it shares the cores, and would else tell when it was let to run.
 
 quota       35 to 200 % of a core: the automatic plan, each number of threads by hand (as many as cores is the naive
             one), and llama-server with its defaults
@@ -305,8 +305,25 @@ async def until_quiet(server: Server) -> bool:
     return True
 
 
+class Serving(msgspec.Struct, frozen=True):
+    """A contender that was started. It is stopped while it is not its turn: what several servers do at idle would be a
+    neighbour to each of them."""
+
+    contender: Contender
+    server: Server
+    group: Group
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Server]:
+        self.group.signal(signal.SIGCONT)
+        try:
+            yield self.server
+        finally:
+            self.group.signal(signal.SIGSTOP)
+
+
 @contextlib.asynccontextmanager
-async def started(contender: Contender, means: Means) -> AsyncIterator[Server]:
+async def started(contender: Contender, means: Means) -> AsyncIterator[Serving]:
     """The server in its group."""
     setup = msgspec.structs.replace(means.setup, threads=contender.threads)
     with made(contender.limits) as group:
@@ -317,7 +334,10 @@ async def started(contender: Contender, means: Means) -> AsyncIterator[Server]:
             assert means.program is not None
             server = servers.llama_server(means.program, setup, name=contender.name, launcher=group.launcher)
         async with server as serving:
-            yield serving
+            try:
+                yield Serving(contender, serving, group)
+            finally:
+                group.signal(signal.SIGCONT)  # to hear that it is to end
 
 
 _names = (f"edged-benchmark-{os.getpid()}-{number}" for number in itertools.count(1))
@@ -333,25 +353,29 @@ async def threads_of(contender: Contender, server: Server) -> int | None:
     return (await health(server)).threads if contender.is_edged else contender.threads or None
 
 
-async def _measured(
-    case: str,
-    contender: Contender,
-    server: Server,
-    course: Course,
-    number: int,
-    *,
-    beside: bool,
-    settled: bool,
-) -> Measured:
-    return Measured(
-        case=case,
-        contender=contender.name,
-        round=number,
-        beside=beside,
-        tokens_per_second=await course.rate(server, beside=beside),
-        threads=await threads_of(contender, server),
-        settled=settled,
-    )
+async def _warm(stack: contextlib.AsyncExitStack, contender: Contender, means: Means, course: Course) -> Serving:
+    """Started, with one stream behind it."""
+    serving = await stack.enter_async_context(started(contender, means))
+    with serving.turn() as server:
+        await course.stream(server)
+    return serving
+
+
+async def _measured(case: str, serving: Serving, course: Course, number: int, *, beside: bool) -> Measured:
+    contender = serving.contender
+    with serving.turn() as server:
+        settled = True
+        if contender.is_edged:
+            settled = await (course.until_steady(server) if beside else until_quiet(server))
+        return Measured(
+            case=case,
+            contender=contender.name,
+            round=number,
+            beside=beside,
+            tokens_per_second=await course.rate(server, beside=beside),
+            threads=await threads_of(contender, server),
+            settled=settled,
+        )
 
 
 # --- quota -----------------------------------------------------------------------------------------
@@ -379,13 +403,10 @@ async def _under_quota(percent: int, means: Means) -> AsyncIterator[Measured]:
     contenders = _present(quota_contenders(percent, len(means.machine.cores)), means)
     course = Course(means.seconds)
     async with contextlib.AsyncExitStack() as stack:
-        serving = [(each, await stack.enter_async_context(started(each, means))) for each in contenders]
-        for _, server in serving:
-            await course.stream(server)
+        serving = [await _warm(stack, each, means, course) for each in contenders]
         for number in range(means.rounds):
-            for contender, server in in_turn(serving, number):
-                settled = await until_quiet(server) if contender.is_edged else True
-                yield await _measured(f"{percent} %", contender, server, course, number, beside=False, settled=settled)
+            for each in in_turn(serving, number):
+                yield await _measured(f"{percent} %", each, course, number, beside=False)
 
 
 def _quota_rows(measured: Sequence[Measured], cores: int) -> Iterator[tuple[object, ...]]:
@@ -440,27 +461,22 @@ async def _beside(handling: Handling, means: Means) -> AsyncIterator[Measured]:
     placement = reserving(means.machine)
     course = Course(means.seconds)
     async with contextlib.AsyncExitStack() as stack:
-        serving = [(each, await stack.enter_async_context(started(each, means))) for each in contenders]
-        for _, server in serving:
-            await course.stream(server)
+        serving = [await _warm(stack, each, means, course) for each in contenders]
         left = await _left_to_others(serving, means.machine, placement)
         for number in range(means.rounds):
-            for contender, server in in_turn(serving, number):
-                settled = await until_quiet(server) if contender.is_edged else True
-                yield await _measured(handling, contender, server, course, number, beside=False, settled=settled)
+            for each in in_turn(serving, number):
+                yield await _measured(handling, each, course, number, beside=False)
             with neighbour(placement.chat.cores[0], left):
-                for contender, server in in_turn(serving, number):
-                    settled = await course.until_steady(server) if contender.is_edged else True
-                    yield await _measured(handling, contender, server, course, number, beside=True, settled=settled)
+                for each in in_turn(serving, number):
+                    yield await _measured(handling, each, course, number, beside=True)
 
 
-async def _left_to_others(
-    serving: Sequence[tuple[Contender, Server]], machine: Machine, placement: Placement
-) -> tuple[int, ...] | None:
+async def _left_to_others(serving: Sequence[Serving], machine: Machine, placement: Placement) -> tuple[int, ...] | None:
     """The cores to which the neighbour has to be moved here, because edged reserves and has no systemd to ask."""
-    for contender, server in serving:
-        if contender.reserve and (await health(server)).has(CORES_NOT_RESERVED):
-            return tuple(core.number for core in machine.cores if core.number not in placement.reserved)
+    for each in serving:
+        with each.turn() as server:
+            if each.contender.reserve and (await health(server)).has(CORES_NOT_RESERVED):
+                return tuple(core.number for core in machine.cores if core.number not in placement.reserved)
     return None
 
 

@@ -1,6 +1,7 @@
 """Control groups of benchmarks, on a kernel that has them, by root."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,21 @@ def test_a_process_that_runs_is_moved_off_a_core_that_it_asked_for(folders: list
             os.sched_setaffinity(process.pid, {first})
             group.adopt(process.pid)
             assert os.sched_getaffinity(process.pid) == {second}
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_all_in_a_group_and_below_it_are_stopped_and_go_on(folders: list[Path]) -> None:
+    with groups.made(NAME, Limits(quota_cores=1.0)) as group, subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            below = folders[0] / "daemon"
+            below.mkdir()
+            (below / "cgroup.procs").write_text(str(process.pid))
+            group.signal(signal.SIGSTOP)
+            assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+            group.signal(signal.SIGCONT)
+            assert os.WIFCONTINUED(os.waitpid(process.pid, os.WCONTINUED)[1])
         finally:
             process.kill()
             process.wait()
