@@ -133,7 +133,7 @@ def test_stopped_it_leaves_no_process_and_no_socket(board: Board) -> None:
     board.run("systemctl stop edged")
     try:
         assert board.run("pgrep -u edged || true") == ""
-        assert board.run("ls /var/lib/edged/run") == "lock\n"
+        assert board.run("ls /var/lib/edged/run") == "lock\nready\n"
         assert board.run("edged cleanup") == "removed: 0 sockets, 0 workers, 0 cgroups\n"
     finally:
         board.run("systemctl start edged", timeout_seconds=READY_SECONDS)
