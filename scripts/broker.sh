@@ -52,19 +52,30 @@ CONFIG
 
 # All that install_broker makes is there.
 broker_is_whole() {
-    [[ -e "$broker_config" && -s "$broker_acl" && -s "$config_dir/monitor-password" ]]
+    local name
+    [[ -e "$broker_config" && -s "$broker_acl" ]] || return
+    for name in mqtt sensor monitor; do [[ -s "$config_dir/$name-password" ]] || return; done
+    for name in edged sensor monitor; do grep -qs "^$name:" "$broker_passwords" || return; done
 }
 
 # admit NAME PASSWORD_FILE OWNER:GROUP MODE: once, or anew where the password is lost. mosquitto_passwd hashes a file in
 # place; by its arguments a password could be seen in the process list.
 admit() {
     local one="$broker_passwords.one"
-    [[ ! -s "$2" ]] || ! grep -qs "^$1:" "$broker_passwords" || return 0
-    make_secret "$2" "$3" "$4"
+    if [[ -s "$2" ]]; then
+        ! grep -qs "^$1:" "$broker_passwords" || return 0
+    else
+        all_but "$1" | place "$broker_passwords" root:mosquitto 640
+        make_secret "$2" "$3" "$4"
+    fi
     printf '%s:%s\n' "$1" "$(<"$2")" | place "$one" root:root 600
     mosquitto_passwd -U "$one"
-    { grep -sv "^$1:" "$broker_passwords" || true; cat "$one"; } | place "$broker_passwords" root:mosquitto 640
+    { all_but "$1" && cat "$one"; } | place "$broker_passwords" root:mosquitto 640
     rm -f "$one"
+}
+
+all_but() {
+    grep -sv "^$1:" "$broker_passwords" || true
 }
 
 # Somebody else's rules stay.

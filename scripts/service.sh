@@ -19,6 +19,7 @@ readonly cache_dir="$root/var/cache/edged"
 readonly local_broker=mqtt://127.0.0.1:1883
 readonly unit_dir="$root/etc/systemd/system"
 readonly probe_user=edged-probe
+readonly store_names=(events.db knowledge.db)
 readonly units=(edged.service edged.socket edged.slice edged-probe.service)
 readonly gpu_drop_in="$unit_dir/edged.service.d/gpu.conf"
 readonly command_path="$root/usr/local/bin/edged"
@@ -310,11 +311,7 @@ make_user() {
 # place FILE OWNER:GROUP MODE: what stands on standard input, all or nothing, whenever the power fails.
 place() {
     local new="$1.new"
-    (umask 077 && cat >"$new")
-    chown "$2" "$new"
-    chmod "$3" "$new"
-    sync "$new"
-    mv "$new" "$1"
+    (umask 077 && cat >"$new") && chown "$2" "$new" && chmod "$3" "$new" && sync "$new" && mv "$new" "$1"
 }
 
 # Everything installed is on the disk when this returns.
@@ -485,7 +482,10 @@ serve_version() {
         rm -rf "$kept"
     fi
     [[ -d "$kept" ]] || ! migrates || keep_stores "$kept"
-    [[ -z "$switching_from" || "$switching_from" == "$1" ]] || note_switch "$switching_from" to "$kept"
+    if [[ -n "$switching_from" && "$switching_from" != "$1" ]]; then
+        as_edged rm -f "$stores/run/ready"
+        note_switch "$switching_from" to "$kept"
+    fi
     reach_disk
     switch_to "$1"
     systemctl enable --quiet edged.service
@@ -510,23 +510,30 @@ note_switch() {
     printf '%s %s %s\n' "$@" | place "$unfinished" root:root 644
 }
 
+# end_switch KEPT: the note first, and for good: with it, half of what was kept would be brought back.
 end_switch() {
-    rm -rf "$1"
     rm -f "$unfinished"
+    sync "${unfinished%/*}"
+    rm -rf "$1"
 }
 
-# settle_switch WANTED: after a power cut between two versions. A way back that was begun, or is wanted now, is gone to
-# its end; else the newer one may have become ready by itself, and what was before it must not come back any more.
+# settle_switch WANTED: after a power cut between two versions. Where the newer one became ready meanwhile, or was never
+# switched to, it is over; a way back that was begun, or is wanted now, is gone to its end.
 settle_switch() {
     local old phase kept
     read -r old phase kept 2>/dev/null <"$unfinished" || return 0
-    if [[ "$phase" == back || "$old" == "$1" ]]; then
-        say "going back to $old: the power failed between two versions"
-        stop_service
-        bring_back "$old" "$kept"
-    elif [[ "${kept%/*}/run/ready" -nt "$unfinished" ]] || serves "$(current_version)"; then
-        end_switch "$kept"
+    if [[ "$phase" == to ]]; then
+        if [[ "$(current_version)" == "$old" || -e "${kept%/*}/run/ready" ]] || serves "$(current_version)"; then
+            end_switch "$kept"
+            return
+        fi
+        [[ "$old" == "$1" ]] || return 0
+        note_switch "$old" back "$kept"
     fi
+    say "going back to $old: the power failed between two versions"
+    switching_from="$old" # if this run fails from here on, that one serves
+    stop_service
+    bring_back "$old" "$kept"
 }
 
 stop_service() {
@@ -534,12 +541,16 @@ stop_service() {
 }
 
 # keep_stores DIRECTORY: all or nothing, of files at rest: nobody has them open. As edged, in whose directory they lie.
+# Beside them a place for what the newer version will have made: going back needs no room.
 keep_stores() {
-    local file
+    local store file
     rm -rf "$1.new"
-    as_edged mkdir -m 700 "$1.new"
-    for file in "$stores"/{events,knowledge}.db*; do
-        [[ ! -e "$file" ]] || as_edged cp -p --reflink=auto "$file" "$1.new/"
+    as_edged mkdir -m 700 "$1.new" "$1.new/failed"
+    for store in "${store_names[@]}"; do
+        [[ -e "$stores/$store" ]] || as_edged touch "$1.new/no-$store"
+        for file in "$stores/$store"*; do
+            [[ ! -e "$file" ]] || as_edged cp -p --reflink=auto "$file" "$1.new/"
+        done
     done
     sync --file-system "$1.new"
     as_edged mv "$1.new" "$1"
@@ -548,11 +559,10 @@ keep_stores() {
 switch_to() {
     local directory="$prefix/versions/$1" unit
     for unit in "${units[@]}"; do
-        place "$unit_dir/$unit" root:root 644 <"$directory/systemd/$unit"
+        place "$unit_dir/$unit" root:root 644 <"$directory/systemd/$unit" || return
     done
-    ln -sfn "versions/$1" "$prefix/current.new"
-    mv -T "$prefix/current.new" "$prefix/current"
-    systemctl daemon-reload
+    ln -sfn "versions/$1" "$prefix/current.new" && mv -T "$prefix/current.new" "$prefix/current" &&
+        sync --file-system "$prefix" "$unit_dir" && systemctl daemon-reload
 }
 
 start_service() {
@@ -585,37 +595,45 @@ go_back() {
     switching_from=""
     stop_service
     read -r _ _ kept 2>/dev/null <"$unfinished" || true
-    note_switch "$old" back "$kept"
-    bring_back "$old" "$kept"
-    if start_service && becomes_ready "$old"; then
+    if note_switch "$old" back "$kept" && bring_back "$old" "$kept" && start_service && becomes_ready "$old"; then
         rm -rf "${prefix:?}/versions/$1"
         return
     fi
-    give_up "the version before, $old, does not become ready either" "journalctl -u edged says why."
+    give_up "the version before, $old, does not become ready either" "journalctl -u edged says why." \
+        "Stores from before the upgrade that are not back yet lie in $kept: run this again once the cause is mended."
 }
 
 # bring_back OLD KEPT: with the service stopped. The version first: until its stores are there again it refuses those of
-# the newer one, which on the older stores would begin anew. What was kept is there until all of it is back.
+# the newer one, which on the older stores would begin anew. Files are renamed alone, and each is only once: after a
+# power cut it goes on where it was, and what the older version has made since is left alone.
 bring_back() {
-    local home="${2%/*}" aside
-    switch_to "$1"
-    if [[ -d "$2" ]]; then
-        aside="$(as_edged mktemp -d "$home/failed-${2##*/before-}.XXXXXX")"
-        as_edged find "$home" -maxdepth 1 \( -name 'events.db*' -o -name 'knowledge.db*' \) -exec mv -t "$aside" {} +
-        as_edged find "$2" -mindepth 1 -exec cp -p --reflink=auto -t "$home" {} + ||
-            as_edged find "$2" -mindepth 1 -exec cp -pl --remove-destination -t "$home" {} + # where the disk is full
-        sync --file-system "$2"
+    local home="${2%/*}" store aside
+    switch_to "$1" || return
+    for store in "${store_names[@]}"; do
+        [[ -e "$2/$store" || -e "$2/no-$store" ]] || continue
+        as_edged find "$home" -maxdepth 1 -name "$store*" -exec mv --backup=numbered -t "$2/failed" {} + || return
+        as_edged find "$2" -maxdepth 1 -name "$store-*" -exec mv -t "$home" {} + || return
+        [[ ! -e "$2/$store" ]] || as_edged mv "$2/$store" "$home/" || return
+    done
+    if [[ -d "$2/failed" ]]; then
+        aside="$home/failed-${2##*/before-}"
+        [[ ! -e "$aside" ]] || aside+=".$(date +%s)"
+        as_edged mv "$2/failed" "$aside" || return
         say "the stores are those from before the upgrade; what the new version made of them lies in $aside"
+        sync --file-system "$home"
     fi
     end_switch "$2"
 }
 
 # Replaces install-edge.sh's: cut short between two versions, the one before serves.
 undo() {
+    local old phase kept
     remove_build
     if [[ -n "$switching_from" && "$switching_from" != "$(current_version)" ]]; then
         go_back "$(current_version)"
     elif [[ -n "$switching_from" ]]; then
+        ! read -r old phase kept 2>/dev/null <"$unfinished" || [[ "$old $phase" != "$switching_from to" ]] ||
+            end_switch "$kept" # nothing was switched yet
         switch_to "$switching_from" # its units too
         start_service
     fi
@@ -704,7 +722,7 @@ settle_places() {
     installed="$(installed_prefix)"
     prefix="$(realpath -m -- "${prefix:-${installed:-/opt/edged}}")"
     [[ "$prefix" =~ ^/[A-Za-z0-9._/-]+$ ]] || wrong_use "--prefix $prefix: systemd's units take letters, digits and . _ - / there"
-    [[ -z "$installed" || "$prefix" == "$installed" ]] ||
+    [[ -z "$installed" || "$prefix" == "$(realpath -m -- "$installed")" ]] ||
         give_up "edged is installed in $installed" "Nothing was changed. Leave --prefix out, or remove that one first: --uninstall"
     state="$prefix/install" # this script's own: lock and logs
     unfinished="$state/switching"

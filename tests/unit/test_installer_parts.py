@@ -276,56 +276,117 @@ def test_a_version_that_does_not_start_leaves_the_stores_as_they_were_wherever_t
         "events.db": "old",
         "events.db-wal": "of the old one",
     }
-    assert [file.read_text() for file in stores.glob("failed-new.*/events.db")] == ["new\n"]
-    assert (system.root / "opt/edged/current").resolve().name == "old"
+    assert (stores / "failed-new/events.db").read_text() == "new\n"
+    assert current_version(system) == "old"
     assert not list(stores.glob("before-*"))
-    assert not (system.root / "opt/edged/install/switching").exists()
+    assert not note(system).exists()
+
+
+def test_it_goes_back_also_where_there_were_no_stores(system: System) -> None:
+    (system.root / "data").mkdir()
+    told = system.attempt(UPGRADE)
+    assert "new does not become ready; old serves again" in told.stderr
+    assert current_version(system) == "old"
+    assert (system.root / "data/failed-new/events.db").exists()
+    assert not (system.root / "data/events.db").exists()
 
 
 # In the place of a function that is reached at some moment: the power fails, and the shell is not asked.
 POWER_CUT = "{ kill -KILL $$; }; "
 
 
-@pytest.mark.parametrize("moment", ["start_service", "go_back", "bring_back", "end_switch"])
-def test_after_a_power_cut_between_two_versions_the_way_back_is_still_there(system: System, moment: str) -> None:
+def current_version(system: System) -> str:
+    return (system.root / "opt/edged/current").resolve().name
+
+
+def note(system: System) -> Path:
+    return system.root / "opt/edged/install/switching"
+
+
+@pytest.fixture
+def stores(system: System) -> Path:
     stores = system.root / "data"
-    stores.mkdir()
+    (stores / "run").mkdir(parents=True)
     (stores / "events.db").write_text("old")
+    return stores
+
+
+def upgrade_cut_at(system: System, moment: str) -> None:
     cut = UPGRADE.replace("settle_switch new;", f"{moment}() {POWER_CUT}")
     assert system.attempt(cut).returncode == -9
+
+
+@pytest.mark.parametrize("moment", ["start_service", "go_back", "bring_back"])
+def test_after_a_power_cut_between_two_versions_the_way_back_is_still_there(
+    system: System, stores: Path, moment: str
+) -> None:
+    upgrade_cut_at(system, moment)
     (stores / "events.db").write_text("new at the boot")
     told = system.attempt(UPGRADE)
     assert "old serves again" in told.stderr
     assert (stores / "events.db").read_text() == "old"
-    assert (system.root / "opt/edged/current").resolve().name == "old"
-    assert not (system.root / "opt/edged/install/switching").exists()
+    assert current_version(system) == "old"
+    assert not note(system).exists()
 
 
-def test_after_a_power_cut_the_version_before_can_be_asked_for(system: System) -> None:
-    stores = system.root / "data"
-    stores.mkdir()
-    (stores / "events.db").write_text("old")
-    system.attempt(UPGRADE.replace("settle_switch new;", f"start_service() {POWER_CUT}"))
+def test_after_a_power_cut_the_version_before_can_be_asked_for(system: System, stores: Path) -> None:
+    upgrade_cut_at(system, "start_service")
     (stores / "events.db").write_text("new at the boot")
-    told = system.run(NEW_VERSION_FAILS + "settle_switch old; current_version")
+    told = system.run(NEW_VERSION_FAILS + "settle_switch old; current_version; exit 0")
     assert "going back to old" in told
     assert told.endswith("old\n")
     assert (stores / "events.db").read_text() == "old"
 
 
-def test_a_version_that_became_ready_after_a_power_cut_stays_and_its_data_too(system: System) -> None:
-    stores = system.root / "data"
-    (stores / "run").mkdir(parents=True)
-    (stores / "events.db").write_text("old")
-    system.attempt(UPGRADE.replace("settle_switch new;", f"start_service() {POWER_CUT}"))
+def test_when_a_run_fails_after_it_went_back_the_version_before_serves(system: System, stores: Path) -> None:
+    upgrade_cut_at(system, "bring_back")
+    told = system.attempt(
+        NEW_VERSION_FAILS + 'start_service() { echo "started $(current_version)"; }; settle_switch new; false'
+    )
+    assert told.stdout.endswith("started old\n")
+
+
+@pytest.mark.parametrize("moment", ["reach_disk", "end_switch"])
+def test_what_the_version_before_made_since_is_never_taken_back(system: System, stores: Path, moment: str) -> None:
+    """The power failed before the newer version was switched to, or after all was back."""
+    upgrade_cut_at(system, moment)
+    assert (stores / "events.db").read_text() == "old"
     (stores / "events.db").write_text("of weeks")
-    noted = (system.root / "opt/edged/install/switching").stat().st_mtime
-    (stores / "run/ready").write_text("")
-    os.utime(stores / "run/ready", (noted + 1, noted + 1))
-    system.run(NEW_VERSION_FAILS + "settle_switch newer")
+    system.run(NEW_VERSION_FAILS + "settle_switch old")
+    assert (stores / "events.db").read_text() == "of weeks"
+    assert current_version(system) == "old"
+    assert not note(system).exists()
+    assert not list(stores.glob("before-*"))
+
+
+def test_stopped_before_the_switch_nothing_is_left_to_go_back_to(system: System, stores: Path) -> None:
+    cut = UPGRADE.replace("settle_switch new;", "trap on_interrupt INT; reach_disk() { kill -INT $$; };")
+    assert system.attempt(cut).returncode == 130
+    assert current_version(system) == "old"
+    assert not note(system).exists()
+    assert not list(stores.glob("before-*"))
+
+
+@pytest.mark.parametrize("wanted", ["newer", "old"])
+def test_a_version_that_became_ready_after_a_power_cut_stays_and_its_data_too(
+    system: System, stores: Path, wanted: str
+) -> None:
+    (stores / "run/ready").write_text("by the old one")
+    upgrade_cut_at(system, "start_service")
+    (stores / "events.db").write_text("of weeks")
+    (stores / "run/ready").write_text("by the new one, whatever the clock says")
+    system.run(NEW_VERSION_FAILS + f"settle_switch {wanted}")
     assert (stores / "events.db").read_text() == "of weeks"
     assert not list(stores.glob("before-*"))
-    assert (system.root / "opt/edged/current").resolve().name == "new"
+    assert current_version(system) == "new"
+
+
+def test_what_was_kept_stays_where_a_step_of_the_way_back_fails(system: System, stores: Path) -> None:
+    told = system.attempt(UPGRADE.replace("settle_switch new;", 'mv() { [[ "$*" != *failed* ]] && command mv "$@"; };'))
+    assert told.returncode == 1
+    assert "run this again once the cause is mended" in told.stderr
+    assert "old serves again" in system.attempt(UPGRADE).stderr
+    assert (stores / "events.db").read_text() == "old"
 
 
 def test_nothing_cuts_the_way_back_short_not_a_second_ctrl_c_and_not_a_closed_terminal(system: System) -> None:
@@ -345,6 +406,11 @@ def test_an_installation_elsewhere_is_found_again_and_another_one_beside_it_is_r
     (system.root / "etc/systemd/system/edged.service").write_text(unit)
     assert system.run('prefix=""; settle_places; echo "$prefix"') == "/srv/edged\n"
     system.run("prefix=/srv/edged; settle_places")
+    (system.root / "disk").mkdir()
+    (system.root / "link").symlink_to("disk")
+    (system.root / "etc/systemd/system/edged.service").write_text(unit.replace("/srv/edged", f"{system.root}/link"))
+    assert system.run('prefix=""; settle_places; echo "$prefix"') == f"{system.root}/disk\n"
+    (system.root / "etc/systemd/system/edged.service").write_text(unit)
     refused = system.attempt("prefix=/opt/edged; settle_places")
     assert refused.returncode == 1
     assert "edged is installed in /srv/edged" in refused.stderr
@@ -378,13 +444,6 @@ def test_what_runs_left_behind_is_removed_and_what_is_in_use_stays(system: Syste
     used.mkdir()
     made = system.run('make_own_directory "$root" work').strip()
     assert sorted(system.root.glob(".work.*")) == sorted([used, Path(made)])
-
-
-def test_it_goes_back_also_where_there_were_no_stores(system: System) -> None:
-    (system.root / "data").mkdir()
-    told = system.attempt(UPGRADE)
-    assert "new does not become ready; old serves again" in told.stderr
-    assert (system.root / "opt/edged/current").resolve().name == "old"
 
 
 def test_a_data_directory_that_is_a_mount_is_emptied_and_stays(system: System) -> None:
