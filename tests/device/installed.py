@@ -53,11 +53,11 @@ def install_from_bundle(board: Board) -> None:
     assert told.returncode == 0, told.stdout + told.stderr + board.last_console_lines()
 
 
-def wait_until(board: Board, condition: str) -> None:
+def wait_until(board: Board, condition: str, *, seconds: float = READY_SECONDS) -> None:
     """Return when a shell command on the board succeeds."""
     waiting = shlex.quote(f"until {condition}; do sleep 0.5; done")
-    command = f"timeout {READY_SECONDS:.0f} bash -c {waiting} >/dev/null 2>&1"
-    board.run(command, timeout_seconds=READY_SECONDS + 60)
+    command = f"timeout {seconds:.0f} bash -c {waiting} >/dev/null 2>&1"
+    board.run(command, timeout_seconds=seconds + 60)
 
 
 def wait_until_ready(board: Board) -> None:

@@ -16,6 +16,7 @@ from tests.device.bundle import pack, write_manifest
 from tests.device.conftest import Boot
 from tests.device.installed import (
     ANSWER_SECONDS,
+    INSTALL_SECONDS,
     QUESTION,
     READY_SECONDS,
     install,
@@ -29,6 +30,9 @@ from tests.mqtt_client import MqttClient
 
 pytestmark = pytest.mark.timeout(5400)
 
+VERSION_AND_STATE = (
+    "readlink /opt/edged/current; sha256sum /etc/edged/*; sqlite3 /var/lib/edged/events.db 'PRAGMA user_version'"
+)
 CANNOT_START = """
 
 async def _migrate(config: Config) -> None:
@@ -258,17 +262,39 @@ def test_an_upgrade_that_cannot_start_leaves_the_old_version_serving_on_its_own_
 ) -> None:
     board = boot(installed_disk, reaches_broker=False)
     wait_until_ready(board)
-    state = (
-        "readlink /opt/edged/current; sha256sum /etc/edged/*; sqlite3 /var/lib/edged/events.db 'PRAGMA user_version'"
-    )
-    before = board.run(state)
+    before = board.run(VERSION_AND_STATE)
     told = install(board, "--bundle", f"/mnt/share/{broken.name}")
     assert told.returncode == 1
     assert "this version cannot start" in told.stderr
     assert "serves again" in told.stderr
     wait_until_ready(board)
-    assert board.run(state) == before
+    assert board.run(VERSION_AND_STATE) == before
     assert len(board.run("ls /opt/edged/versions").split()) == 1
+    board.discard()
+
+
+@pytest.mark.takes(amd64=10, arm64=18)
+def test_after_a_power_cut_in_an_upgrade_that_cannot_start_another_run_goes_back(
+    boot: Boot, installed_disk: Path, broken: Path
+) -> None:
+    board = boot(installed_disk, reaches_broker=False)
+    wait_until_ready(board)
+    before = board.run(VERSION_AND_STATE)
+    options = f"--bundle /mnt/share/{broken.name}"
+    board.run(f"cd /mnt/share; setsid nohup ./install-edge.sh {options} </dev/null >/root/upgrade.log 2>&1 &")
+    old, _, _ = before.partition("\n")
+    failed = "systemctl show --property NRestarts --value edged | grep -qvx 0"
+    wait_until(board, f"! readlink /opt/edged/current | grep -qx {old} && {failed}", seconds=INSTALL_SECONDS)
+    board.cut_power()
+    board.boot()
+    board.mount("share")
+    wait_until(board, failed)
+    told = install(board, options)
+    assert told.returncode == 1
+    assert "serves again" in told.stderr
+    wait_until_ready(board)
+    assert board.run(VERSION_AND_STATE) == before
+    assert not board.run("ls -A /var/lib/edged | grep before || true")
     board.discard()
 
 
