@@ -273,7 +273,7 @@ def test_an_upgrade_that_cannot_start_leaves_the_old_version_serving_on_its_own_
     board.discard()
 
 
-@pytest.mark.takes(amd64=10, arm64=18)
+@pytest.mark.takes(amd64=12, arm64=20)
 def test_after_a_power_cut_in_an_upgrade_that_cannot_start_another_run_goes_back(
     boot: Boot, installed_disk: Path, broken: Path
 ) -> None:
