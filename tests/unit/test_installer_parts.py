@@ -360,7 +360,7 @@ def test_what_the_version_before_made_since_is_never_taken_back(system: System, 
 
 
 def test_stopped_before_the_switch_nothing_is_left_to_go_back_to(system: System, stores: Path) -> None:
-    cut = UPGRADE.replace("settle_switch new;", "trap on_interrupt INT; reach_disk() { kill -INT $$; };")
+    cut = UPGRADE.replace("settle_switch new;", "trap on_interrupt TERM; reach_disk() { kill -TERM $$; };")
     assert system.attempt(cut).returncode == 130
     assert current_version(system) == "old"
     assert not note(system).exists()
@@ -392,9 +392,9 @@ def test_what_was_kept_stays_where_a_step_of_the_way_back_fails(system: System, 
 def test_nothing_cuts_the_way_back_short_not_a_second_ctrl_c_and_not_a_closed_terminal(system: System) -> None:
     script = """
     trap on_exit EXIT; trap on_interrupt INT TERM HUP
-    undo() { kill -INT $$; kill -HUP $$; say "nobody reads this"; touch "$root/undone"; }
+    undo() { kill -INT $$; kill -HUP $$; kill -TERM $$; say "nobody reads this"; touch "$root/undone"; }
     exec >/dev/full 2>&1
-    kill -HUP $$; sleep 5
+    kill -TERM $$; sleep 5 # unlike the others it is not ignored where a test runs by nohup or in the background
     """
     assert system.attempt(script).returncode == 130
     assert (system.root / "undone").exists()
