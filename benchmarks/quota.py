@@ -315,6 +315,7 @@ class Serving(msgspec.Struct, frozen=True):
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[Server]:
+        """Let it run for the time of the block."""
         self.group.signal(signal.SIGCONT)
         try:
             yield self.server

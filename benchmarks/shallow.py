@@ -12,7 +12,7 @@ BLOCK = re.compile(r"blk\.(\d+)\.")
 def shallow(model: Path, out: Path, layers: int) -> None:
     """Write ``model`` with its first ``layers`` layers alone to ``out``."""
     reader = gguf.GGUFReader(model)
-    architecture = _content(reader, gguf.Keys.General.ARCHITECTURE)
+    architecture = reader.get_field(gguf.Keys.General.ARCHITECTURE).contents()
     writer = gguf.GGUFWriter(out, architecture)
     _copy_fields(reader, writer, {gguf.Keys.LLM.BLOCK_COUNT.format(arch=architecture): layers})
     kept = [tensor for tensor in reader.tensors if _layer(tensor.name) < layers]
@@ -32,10 +32,6 @@ def _copy_fields(reader: Any, writer: Any, changed: dict[str, int]) -> None:
         writer.add_key_value(
             field.name, changed.get(field.name, field.contents()), kind, sub_type=items[-1] if items else None
         )
-
-
-def _content(reader: Any, name: str) -> Any:
-    return reader.get_field(name).contents()
 
 
 def _layer(tensor: str) -> int:

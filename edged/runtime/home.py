@@ -47,7 +47,7 @@ def hold_home(config: Config) -> Iterator[None]:
 
 
 def mark_ready(config: Config) -> None:
-    """Leave a file whose time tells when a daemon last became ready: the installer asks after a power cut."""
+    """Leave a file, which the installer removes before a version starts: after a power cut it tells that one served."""
     with contextlib.suppress(OSError):
         (config.run_dir / "ready").touch()
 

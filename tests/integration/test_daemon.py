@@ -146,7 +146,7 @@ async def test_the_documents_come_back_after_a_restart(tmp_path: Path) -> None:
     assert body["citations"][0]["document_id"] == "p7"
 
 
-async def test_when_it_is_ready_it_tells_the_installer_by_a_files_time(tmp_path: Path) -> None:
+async def test_when_it_is_ready_it_leaves_a_mark_for_the_installer(tmp_path: Path) -> None:
     mark = tmp_path / "home/run/ready"
     async with daemon(tmp_path / "home") as http:
         await ready(http)
