@@ -176,7 +176,7 @@ async def running(
         care = _care(
             config,
             keeper,
-            functools.partial(_workers, services, chats),
+            functools.partial(_workers, services),
             restraint,
             health,
             metrics,
@@ -342,17 +342,16 @@ def _start_events(
 
 async def _launcher(config: Config, keeper: Keeper, command: Sequence[str]) -> Launcher:
     catalog = await asyncio.to_thread(Catalog, config.models_dir, config.models_cache_dir)
-    threads = {role: keeper.placement.bounds(role).threads for role in ROLES}
+
+    def threads(role: Role) -> int:
+        return keeper.placement.bounds(role).threads
+
     return Launcher(config, catalog, threads, command=command, on_launch=keeper.launched)
 
 
-def _workers(services: Services, chats: ChatPool) -> Workers:
-    """Those that serve: what is active, and beside the chat model a candidate that gets requests too."""
-    active = {role: service.worker for role in ROLES if (service := services.active(role)) is not None}
-    serving: dict[Role, list[Worker]] = {role: [worker] for role, worker in active.items()}
-    if chats.candidate is not None:
-        serving.setdefault("chat", []).append(chats.candidate.worker)
-    return serving
+def _workers(services: Services) -> Workers:
+    """All there are, also a candidate that is still examined and a model that is about to leave."""
+    return {role: services.workers(role) for role in ROLES}
 
 
 def _worker(services: Services, role: Role) -> Worker | None:

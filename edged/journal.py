@@ -3,6 +3,7 @@
 https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
 """
 
+import contextlib
 import os
 import re
 import socket
@@ -70,10 +71,13 @@ class JournalLogger:
         return self
 
     def msg(self, entry: bytes) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
-            try:
+        try:
+            with socket.socket(
+                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            ) as sender:
                 sender.sendto(entry, self._path)
-            except OSError:  # larger than a datagram may be, or the journal is away
+        except OSError:  # larger than a datagram may be, the journal is away, or no descriptor is left
+            with contextlib.suppress(OSError):  # which may go the same way
                 sys.stderr.write(entry.decode("utf-8", "backslashreplace"))
 
     debug = info = warning = error = critical = exception = msg

@@ -1,12 +1,28 @@
 """Structured logging: an event name and named values; fields in the journal, text on a terminal, else JSON."""
 
+import contextlib
+import io
 import logging
 import os
 import sys
+from typing import TextIO, cast
 
 import structlog
 
 from edged import journal
+
+
+class Stderr(io.TextIOBase):
+    """stderr, at which a line may be lost but nothing fails: its pipe may be closed, its disk full."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def configure(level: str = "info") -> None:
@@ -20,7 +36,7 @@ def configure(level: str = "info") -> None:
             *_last_processors(to_journal=to_journal),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=journal.JournalLogger() if to_journal else structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=journal.JournalLogger() if to_journal else structlog.WriteLoggerFactory(cast(TextIO, Stderr())),
         cache_logger_on_first_use=False,
     )
     # The journal takes a line's priority from its beginning: sd-daemon(3).

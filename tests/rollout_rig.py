@@ -81,7 +81,7 @@ class Rig:
             stack.push_async_callback(self.store.close)
             self.health, self.journal = Health(), Journal(events)
             self.chats, self.embedders = ChatPool(None), EmbedderPool(None)
-            launcher = Launcher(self.config, self.catalog, {"chat": 1, "embed": 1}, command=FAKE_WORKER)
+            launcher = Launcher(self.config, self.catalog, lambda _role: 1, command=FAKE_WORKER)
             pools: dict[str, Any] = {"chats": self.chats, "embedders": self.embedders}
             collections = Collections(self.store)
             self.services = Services(launcher, self.journal, self.health, documents=collections, **pools)

@@ -104,7 +104,7 @@ def _model_findings(config: "Config") -> Iterator[Finding]:
     from edged.models.rollout import ROLES
     from edged.serving.launch import Launcher
 
-    launcher = Launcher(config, catalog_of(config), {})
+    launcher = Launcher(config, catalog_of(config), lambda _role: 1)
     for role in ROLES:
         name = launcher.configured(role)
         try:

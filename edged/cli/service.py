@@ -57,11 +57,12 @@ def reserve(
 ) -> None:
     """Keep services and logins off the chat worker's cores, where hardware.reserve_cores asks for that. Needs root."""
     cores: tuple[int, ...] = ()
-    if free:  # whatever the configuration says by now
+    config = None if free else config_of(context)
+    if config is None or not config.hardware.reserve_cores:  # also what an earlier run could not give back
         from edged.hardware import reserve as others
 
         others.free()
-    elif (config := config_of(context)).hardware.reserve_cores:
+    else:
         from edged.hardware import detect
         from edged.hardware.placement import place
         from edged.serving.keeper import reserve_cores, wishes

@@ -123,7 +123,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_memory(device: Device) -> Memory:
     catalog = Catalog(device.config.models_dir, device.config.models_cache_dir)
-    launcher = Launcher(device.config, catalog, {"chat": 1, "embed": 1})
+    launcher = Launcher(device.config, catalog, lambda _role: 1)
     needed = weights = kv_per_token = 0
     missing = []
     for choice in choices(device):

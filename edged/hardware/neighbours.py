@@ -96,6 +96,12 @@ def crowd(
     )
 
 
+def vacant(*, busy_seconds: float, own_seconds: float, seconds: float) -> Crowd:
+    """The same while no chat worker is there: its cores' time tells alone whether others use them."""
+    foreign = max(0.0, busy_seconds - own_seconds) / seconds if seconds > 0 else 0.0
+    return Crowd(run_seconds=0.0, wait_share=0.0, foreign_cores=foreign)
+
+
 class Neighbours(msgspec.Struct, frozen=True):
     """Whether a core is kept (``crowded``); ``signs`` counts observations in a row that say otherwise."""
 

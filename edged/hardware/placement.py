@@ -2,7 +2,8 @@
 
 llama.cpp's threads wait for each other at barriers, so a thread without a core of its own, or one that the quota
 stops, stops them all: threads ≤ min(cores, the quota in cores, rounded). The slowest core sets the pace of all, so the
-chat worker computes on the fastest alone; the embedder and the daemon get the rest. On few equal cores all share all
+chat worker computes on the fastest alone, unless there are many more that are not much slower; the embedder and the
+daemon get the rest. On few equal cores all share all
 and weights decide: a question is embedded before its answer is generated and waiting threads sleep, only documents that
 are added meanwhile make the workers compete.
 """
@@ -17,6 +18,10 @@ from edged.hardware.cores import Core
 
 AS_FAST = 0.8
 """Cores of at least this part of the fastest one's speed count as fast: clusters of one kind differ in frequency."""
+WORTH_SLOWER = 2.5
+"""Slower cores take part where all of them at the pace of the slowest compute so many times as much: 2 fast ones and 8
+of 0.75 do (7.5 beside 2). So many, because a frequency, where that is all that is known, flatters small cores: all six
+of an RK3399 seem 2.4 times as fast as its big two and are not. By speeds alone, not measured on such processors."""
 SHARED_CORES = 2
 """So many equal cores are too few to be divided."""
 CORES_A_SPARE_ONE = 4
@@ -164,7 +169,7 @@ def _quota(machine: Machine, wishes: Wishes) -> float | None:
 def _divide(cores: Sequence[Core]) -> tuple[list[Core], list[Core]]:
     """Those for the chat worker, and those for the embedder and the daemon; both are all where there are few."""
     ordered = _fastest_first(cores)
-    least = AS_FAST * max(core.speed for core in cores)
+    least = _least_speed(cores)
     fast = [core for core in ordered if core.speed >= least]
     slow = [core for core in ordered if core.speed < least]
     if slow:
@@ -173,6 +178,19 @@ def _divide(cores: Sequence[Core]) -> tuple[list[Core], list[Core]]:
         return ordered, ordered
     spare = max(1, len(ordered) // CORES_A_SPARE_ONE)
     return ordered[:-spare], ordered[-spare:]
+
+
+def _least_speed(cores: Sequence[Core]) -> float:
+    """From what speed on a core computes for the chat worker."""
+    speeds = sorted(max(core.speed for core in cores if core.siblings == one) for one in {c.siblings for c in cores})
+    fast = AS_FAST * speeds[-1]
+
+    def power(least: float) -> float:
+        return least * sum(speed >= least for speed in speeds)
+
+    pace = min(speed for speed in speeds if speed >= fast)
+    best = max(speeds, key=power)
+    return best if power(best) >= WORTH_SLOWER * power(pace) else fast
 
 
 def _fastest_first(cores: Sequence[Core]) -> list[Core]:

@@ -16,7 +16,6 @@ FULL_SHORT: Final = 0.02
 """Shares of the time in which some process, or all, waited for memory: from these on it is short."""
 SOME_PLENTY: Final = 0.01
 PLENTY_FACTOR: Final = 2.0
-CALM_OBSERVATIONS: Final = 10
 
 
 class Stalled(msgspec.Struct, frozen=True):
@@ -92,20 +91,29 @@ MOVES: Final[dict[Stage, frozenset[Stage]]] = {
 """Legal moves: nothing is skipped, neither down nor up."""
 
 
+CALM_OBSERVATIONS: Final = 10
+TIGHT_OBSERVATIONS: Final = 60
+"""So many of plenty, or so many in which memory is at least not short, bring back what was given up. A small device may
+never have plenty."""
+RELIEF: Final = {Supply.PLENTY: TIGHT_OBSERVATIONS // CALM_OBSERVATIONS, Supply.TIGHT: 1, Supply.SHORT: 0}
+"""What each observation counts on the way to ``TIGHT_OBSERVATIONS``."""
+
+
 class Pressure(msgspec.Struct, frozen=True):
-    """The stage, and how many observations of plenty there were in a row since the last change."""
+    """The stage, and the ``relief`` since the last change or the last observation of short memory."""
 
     stage: Stage = Stage.CALM
-    calm: int = 0
+    relief: int = 0
 
     def observe(self, found: Supply) -> "Pressure":
-        """The next state: a stage further at each observation of short memory, one back after a while of plenty."""
+        """The next state: a stage further at each observation of short memory, one back after a while without."""
         if found is Supply.SHORT:
             return self._move(Stage.SHEDDING if self.stage is Stage.CALM else Stage.SHRINKING)
-        if found is Supply.TIGHT or self.stage is Stage.CALM:
-            return Pressure(self.stage)
-        if self.calm + 1 < CALM_OBSERVATIONS:
-            return Pressure(self.stage, self.calm + 1)
+        if self.stage is Stage.CALM:
+            return self
+        relief = self.relief + RELIEF[found]
+        if relief < TIGHT_OBSERVATIONS:
+            return Pressure(self.stage, relief)
         return self._move(Stage.SHEDDING if self.stage is Stage.SHRINKING else Stage.CALM)
 
     def _move(self, stage: Stage) -> "Pressure":

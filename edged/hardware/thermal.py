@@ -18,6 +18,10 @@ VCGENCMD_TIMEOUT_SECONDS = 2.0
 SLOWING_TRIPS = frozenset({"passive", "hot"})
 SLOWING_DEVICES = ("cpufreq", "processor")
 PROCESSOR_ZONES = ("cpu", "soc", "core", "pkg", "tj")
+DIE_SENSORS = {"coretemp": None, "k10temp": 95.0}
+"""Drivers of the sensors in x86-64 processors, and where the processor slows itself (Tjmax) if they do not say so: of
+Ryzen, 95 °C by AMD's specifications for most. What thermal zones say of these processors is vaguer: their points are
+thresholds that programs set, or those of the board."""
 COLDEST, HOTTEST = -40.0, 150.0  # what a sensor says beyond these is no temperature
 
 UNDER_VOLTAGE_NOW = 1 << 0
@@ -58,13 +62,15 @@ class Firmware(msgspec.Struct, frozen=True):
     under_voltage: bool = False
 
 
-def parse_throttled(text: str) -> Firmware:
-    """The answer of ``vcgencmd get_throttled``: ``throttled=0x50005``. Bits 16 and up tell of the past."""
-    _, _, number = text.strip().partition("=")
+def parse_throttled(text: str) -> Firmware | None:
+    """``throttled=0x50005`` of ``vcgencmd get_throttled``, or ``50005`` of sysfs; None for anything else.
+
+    Bits 16 and up tell of the past.
+    """
     try:
-        bits = int(number, 16)
+        bits = int(text.strip().removeprefix("throttled="), 16)
     except ValueError:
-        return Firmware()
+        return None
     return Firmware(
         slowed=bool(bits & (CAPPED_NOW | THROTTLED_NOW | SOFT_LIMIT_NOW)), under_voltage=bool(bits & UNDER_VOLTAGE_NOW)
     )
@@ -73,21 +79,28 @@ def parse_throttled(text: str) -> Firmware:
 def read_heat(sysfs: Path = SYSFS, firmware: Firmware | None = None) -> Heat:
     """All that sysfs tells, with what the firmware said.
 
-    Sensors that cannot be read are left out, and where some are called after the processor, so are all others: a disk
-    or a charger has limits of its own.
+    Sensors that cannot be read are left out, and where some are in the processor or called after it, so are all others:
+    a disk or a charger has limits of its own.
     """
     firmware = firmware or Firmware()
+    dies = tuple(_dies(sysfs / "class" / "hwmon"))
     zones = tuple(_zones(sysfs / "class" / "thermal"))
     processor = tuple(zone for zone in zones if any(word in zone.name.lower() for word in PROCESSOR_ZONES))
     return Heat(
-        zones=processor or zones,
+        zones=dies or processor or zones,
         slowed=firmware.slowed or _cooling(sysfs / "class" / "thermal"),
         under_voltage=firmware.under_voltage or _alarm(sysfs / "class" / "hwmon"),
     )
 
 
+def read_firmware(sysfs: Path = SYSFS) -> Firmware | None:
+    """What a Raspberry Pi's kernel heard of the firmware last; None where it does not tell."""
+    told = (_read(file) for file in sysfs.glob("devices/platform/soc*/*firmware/get_throttled"))
+    return next((firmware for firmware in map(parse_throttled, told) if firmware is not None), None)
+
+
 def ask_vcgencmd() -> Firmware | None:
-    """What the firmware says; None where there is none to ask."""
+    """What the firmware says; None where there is none to ask, or the service is not let to it."""
     try:
         answer = subprocess.run(VCGENCMD, capture_output=True, text=True, timeout=VCGENCMD_TIMEOUT_SECONDS, check=False)
     except OSError:
@@ -98,9 +111,10 @@ def ask_vcgencmd() -> Firmware | None:
 
 
 class Thermometer:
-    """Reads :class:`Heat`, blocking; the firmware is asked now and then only, as that takes a process.
+    """Reads :class:`Heat`, blocking.
 
-    Where there is none to ask, it is not asked again.
+    Where the kernel does not tell what the firmware says, that is asked itself, now and then only, as it takes a
+    process; where there is none to ask, not again.
     """
 
     def __init__(
@@ -117,6 +131,9 @@ class Thermometer:
 
     def read(self) -> Heat:
         """The state now."""
+        told = read_firmware(self._sysfs)
+        if told is not None:
+            return read_heat(self._sysfs, told)
         if self._firmware is not None and self._clock() >= self._ask_at:
             self._ask_at = self._clock() + VCGENCMD_EVERY_SECONDS
             self._firmware = self._ask_firmware()
@@ -128,6 +145,17 @@ def _zones(folder: Path) -> Iterator[Zone]:
         celsius = _celsius(zone / "temp")
         if celsius is not None and COLDEST < celsius < HOTTEST:
             yield Zone(_read(zone / "type") or zone.name, celsius, _slows_at(zone))
+
+
+def _dies(folder: Path) -> Iterator[Zone]:
+    """One of each processor: the sensor by which it slows itself, which is the first."""
+    for device in sorted(folder.glob("hwmon*")):
+        driver = _read(device / "name")
+        if driver not in DIE_SENSORS:
+            continue
+        celsius = _celsius(device / "temp1_input")
+        if celsius is not None and COLDEST < celsius < HOTTEST:
+            yield Zone(driver, celsius, _celsius(device / "temp1_crit") or DIE_SENSORS[driver])
 
 
 def _slows_at(zone: Path) -> float | None:

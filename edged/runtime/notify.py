@@ -61,11 +61,13 @@ class Notifier:
             return
         # A leading @ names an abstract socket, whose first byte is zero: unix(7).
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
-            try:
+        try:
+            with socket.socket(
+                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            ) as sender:
                 sender.sendto("\n".join(assignments).encode(), address)
-            except OSError as error:
-                structlog.get_logger("notify").warning("notify_failed", told=assignments[0], reason=str(error))
+        except OSError as error:  # nobody listens, or this process has no descriptor left
+            structlog.get_logger("notify").warning("notify_failed", told=assignments[0], reason=str(error))
 
 
 async def feed_watchdog(notifier: Notifier, answers: Callable[[], Awaitable[None]]) -> None:

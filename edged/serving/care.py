@@ -14,7 +14,7 @@ import structlog
 
 from edged.hardware.cores import format_list
 from edged.hardware.governor import STEPS, Governor, Reading
-from edged.hardware.neighbours import Neighbours, Scheduled, crowd, read_busy_seconds, read_scheduled
+from edged.hardware.neighbours import Crowd, Neighbours, Scheduled, crowd, read_busy_seconds, read_scheduled, vacant
 from edged.hardware.placement import Placement, Strain
 from edged.hardware.pressure import Pressure, Stage, Stall, Stalled, Supply, read_stalled, stall, supply
 from edged.hardware.thermal import Heat, Zone
@@ -32,7 +32,7 @@ from edged.workers.worker import Worker
 
 OBSERVE_EVERY_SECONDS = 1.0
 Workers = Mapping[Role, Sequence[Worker]]
-"""The workers that serve, the active one of a role first."""
+"""The workers of each role, the one that serves it first."""
 
 
 class HeatLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,18 +207,7 @@ class Care:
         self, before: Readings | None, now: Readings, workers: Workers, found_off: Sequence[Deviation]
     ) -> None:
         chat = next(iter(workers.get("chat", ())), None)
-        found = None
-        if before is not None and chat is not None and chat.pid in before.scheduled and chat.pid in now.scheduled:
-            seconds = now.at - before.at
-            own = sum(now.scheduled[pid].run - before.scheduled.get(pid, Scheduled()).run for pid in now.scheduled)
-            found = crowd(
-                before.scheduled[chat.pid],
-                now.scheduled[chat.pid],
-                busy_seconds=now.busy_seconds - before.busy_seconds,
-                own_seconds=own / 1e9,
-                seconds=seconds,
-                quota_cores=self._keeper.placement.chat.quota_cores,
-            )
+        found = None if before is None else self._crowd(before, now, None if chat is None else chat.pid)
         crowded = self.neighbours.crowded
         starved = [each for each in found_off if each.kind == "starved" and chat is not None and each.pid == chat.pid]
         self.neighbours = self.neighbours.observe(found, starved=bool(starved))
@@ -226,6 +215,21 @@ class Care:
             self._log.info("neighbours", crowded=self.neighbours.crowded, found=found, starved=starved)
         cores = format_list(self._keeper.placement.chat.cores)
         self._show(conditions.CORES_CROWDED, f"another program keeps one of {cores}", holds=self.neighbours.crowded)
+
+    def _crowd(self, before: Readings, now: Readings, chat: int | None) -> Crowd | None:
+        """What happened on the chat worker's cores; ``chat`` is its process, which may be none."""
+        seconds, busy = now.at - before.at, now.busy_seconds - before.busy_seconds
+        own = sum(now.scheduled[pid].run - before.scheduled.get(pid, Scheduled()).run for pid in now.scheduled) / 1e9
+        if chat is None or chat not in before.scheduled or chat not in now.scheduled:
+            return vacant(busy_seconds=busy, own_seconds=own, seconds=seconds)
+        return crowd(
+            before.scheduled[chat],
+            now.scheduled[chat],
+            busy_seconds=busy,
+            own_seconds=own,
+            seconds=seconds,
+            quota_cores=self._keeper.placement.chat.quota_cores,
+        )
 
     @property
     def _strain(self) -> Strain:
@@ -281,6 +285,8 @@ class Care:
         for kind in (conditions.QUOTA_STOPS, conditions.PLACEMENT_DRIFTED):
             text = self._drifts.text(kind.code, readings.at)
             self._show(kind, text, holds=bool(text))
+        unreserved = readings.look.unreserved
+        self._show(conditions.CORES_NOT_RESERVED, unreserved, holds=bool(unreserved))
         for pid, kills in readings.look.killed.items():
             self._log.warning("worker_out_of_memory", pid=pid, killed=kills)
 

@@ -46,7 +46,7 @@ def deviations(profile: Profile, placement: Placement) -> Iterator[Deviation]:
             continue
         found: dict[Kind, str] = {
             "off_cores": _off_cores(worker, bounds),
-            "throttled": _throttled(worker, bounds),
+            "throttled": _throttled(worker, placement),
             "starved": _starved(worker, bounds, profile),
         }
         yield from (Deviation(kind, name, worker.pid, text) for kind, text in found.items() if text)
@@ -84,9 +84,11 @@ def _off_cores(worker: WorkerProfile, bounds: Bounds) -> str:
     return f"it ran for {lost:.2f} s on cores {where}, not on cores {format_list(bounds.cores)}"
 
 
-def _throttled(worker: WorkerProfile, bounds: Bounds) -> str:
-    share = worker.throttled_share
-    by_plan = bounds.quota_cores is not None and bounds.threads > bounds.quota_cores
+def _throttled(worker: WorkerProfile, placement: Placement) -> str:
+    """A quota that is known is one for all: it stops them by plan where their threads are more than its cores."""
+    share, quota = worker.throttled_share, placement.chat.quota_cores
+    threads = placement.chat.threads + placement.embed.threads + placement.daemon.threads
+    by_plan = quota is not None and threads > quota
     if share is None or by_plan or share.value < THROTTLED_SHARE:
         return ""
     return f"a CPU quota stopped it in {share.value:.0%} of its periods"

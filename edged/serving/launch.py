@@ -1,7 +1,7 @@
 """From a model's name to a worker that serves it: the file, its settings, its process."""
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -56,12 +56,12 @@ class Launcher:
         self,
         config: Config,
         catalog: Catalog,
-        threads: Mapping[Role, int],
+        threads: Callable[[Role], int],
         *,
         command: Sequence[str] = ENGINE_COMMAND,
         on_launch: OnLaunch = unconfined,
     ) -> None:
-        """``threads`` are how many a worker computes with; ``command`` starts its process."""
+        """``threads`` says how many a worker computes with; ``command`` starts its process."""
         self._config = config
         self._catalog = catalog
         self._threads = threads
@@ -162,7 +162,7 @@ class Launcher:
                 model=str(model.path),
                 copy=str(model.copy or ""),
                 identity=model.identity,
-                threads=self._threads[role],
+                threads=self._threads(role),
                 context_tokens=section.context_tokens,
                 sequences=section.sequences,
                 kv_apart=section.kv == "apart",
@@ -177,7 +177,7 @@ class Launcher:
             kind="embed",
             model=str(model.path),
             identity=model.identity,
-            threads=self._threads[role],
+            threads=self._threads(role),
             batch_tokens=EMBED_BATCH_TOKENS,
             queue_limit=section.queue_limit,
             load_mode=section.load_mode,

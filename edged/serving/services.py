@@ -34,6 +34,7 @@ log = structlog.get_logger("services")
 class Service:
     """A model with its worker. ``died`` is set when a process of it ends unasked or cannot start; ``why`` says so."""
 
+    role: Role
     model: Model
     worker: Worker
     client: LocalChat | LocalEmbedder
@@ -87,6 +88,12 @@ class Services:
     def active(self, role: Role) -> Service | None:
         """What serves a role now."""
         return self._standings[role].active
+
+    def workers(self, role: Role) -> list[Worker]:
+        """All of a role that run, the one that serves it first."""
+        active = self.active(role)
+        others = [each.worker for each in self._launched if each.role == role and each is not active]
+        return [*([active.worker] if active is not None else []), *others]
 
     def standing(self, role: Role) -> Standing:
         """All that is known of a role; a rollout changes it together with the journal."""
@@ -166,7 +173,7 @@ class Services:
             client = LocalChat(worker, model.template, model.identity)
         else:
             client = LocalEmbedder(worker, model.identity, model.prefixes)
-        service = Service(model, worker, client, beside)
+        service = Service(role, model, worker, client, beside)
         self._launched.add(service)
         worker.start()
         return service

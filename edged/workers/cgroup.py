@@ -11,7 +11,9 @@ All here blocks: the kernel may take a while to move a process.
 """
 
 import contextlib
+import functools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal
@@ -26,6 +28,7 @@ MOUNT: Final = Path("/sys/fs/cgroup")
 PROC: Final = Path("/proc")
 LEAF: Final = "daemon"
 NEEDED: Final = ("cpuset", "cpu", "memory", "pids")
+FILES: Final = ("cpuset.cpus", "cpu.max", "cpu.weight", "memory.high", "memory.max", "memory.oom.group", "pids.max")
 WELCOME: Final = ("io",)
 PERIOD_MICROSECONDS: Final = 100_000
 LEAST_QUOTA_MICROSECONDS: Final = 1_000  # the kernel takes no less
@@ -80,9 +83,9 @@ def drifts(
     bounds: Bounds, found: Actual, *, group: str, limits: Mapping[str, str], online: frozenset[int], stops_before: int
 ) -> Iterator[Drift]:
     """How what was ``found`` differs from bounds, ``group`` and ``limits``, on the cores that are online."""
-    allowed = frozenset(bounds.cores) & online or frozenset(bounds.cores)
+    allowed = frozenset(bounds.cores) & online
     strays = [cores for cores in found.cores.values() if cores != allowed]
-    if strays and not _is_one_each(strays, allowed):
+    if allowed and strays and not _is_one_each(strays, allowed):
         yield Drift("affinity", f"{len(strays)} threads may run on {_cores(strays[0])}, not on {_cores(allowed)}")
     if found.group != group:
         yield Drift("group", f"it is in the cgroup {found.group}, not in {group}")
@@ -115,11 +118,27 @@ def write_file(file: Path, text: str) -> None:
     file.write_text(text, encoding="ascii")
 
 
+def try_each(steps: Iterable[Callable[[], object]]) -> None:
+    """Take each, whatever becomes of the others. Raises the first refusal (``OSError``) once all were tried."""
+    refusals: list[OSError] = []
+    for step in steps:
+        try:
+            step()
+        except OSError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+
+
 # --- the tree --------------------------------------------------------------------------------------
 
 
 class Tree:
-    """The cgroups that are ours. Use :meth:`claim`; ``missing`` are controllers that the system does not offer."""
+    """The cgroups that are ours. Use :meth:`claim`.
+
+    ``missing`` are controllers that the system does not offer; ``lacking`` are files that those it offers do not have
+    (``cpu.max`` is not there without CONFIG_CFS_BANDWIDTH).
+    """
 
     def __init__(self, base: Path, mount: Path, controllers: frozenset[str], write: Write) -> None:
         self._base = base
@@ -127,6 +146,10 @@ class Tree:
         self._write = write
         self.controllers = controllers
         self.missing = tuple(name for name in NEEDED if name not in controllers)
+        self.lacking = frozenset(
+            file for file in FILES if _controller(file) in controllers and not (base / LEAF / file).exists()
+        )
+        self._quotas = {folder: _read_or_empty(folder / "cpu.max") for folder in self._above()}
 
     @classmethod
     def claim(cls, mount: Path = MOUNT, proc: Path = PROC, write: Write = write_file) -> "Tree":
@@ -157,19 +180,27 @@ class Tree:
         return f"/{(self._base / name).relative_to(self._mount)}"
 
     def limit(self, name: str, limits: Mapping[str, str]) -> None:
-        """Make the cgroup where it is not there, and write to its files, in the controllers there are."""
+        """Make the cgroup where it is not there, and write to those of its files that there are.
+
+        Raises ``OSError`` where one is refused; the others are written all the same.
+        """
         folder = self._base / name
         folder.mkdir(exist_ok=True)
-        for file, content in self.offered(limits).items():
-            self._write(folder / file, content)
+        try_each(
+            functools.partial(self._write, folder / file, content) for file, content in self.offered(limits).items()
+        )
 
     def adopt(self, name: str, pid: int) -> None:
         """Move a process, with all its threads, into a cgroup. Memory it has already stays charged where it was."""
         self._write(self._base / name / "cgroup.procs", str(pid))
 
     def offered(self, limits: Mapping[str, str]) -> dict[str, str]:
-        """Those of the limits that there is a controller for."""
-        return {file: content for file, content in limits.items() if file.partition(".")[0] in self.controllers}
+        """Those of the limits that the kernel can set here."""
+        return {
+            file: content
+            for file, content in limits.items()
+            if _controller(file) in self.controllers and file not in self.lacking
+        }
 
     def read(self, name: str, files: Iterable[str]) -> dict[str, str]:
         """What those of these files of a cgroup contain that are there."""
@@ -177,10 +208,12 @@ class Tree:
         return {file: _read(folder / file) for file in files if (folder / file).exists()}
 
     def stops(self, name: str) -> int:
-        """Periods in which a quota stopped this cgroup, or one that it is in (``nr_throttled``)."""
-        folder = self._base / name
-        inside = [each for each in (folder, *folder.parents) if each.is_relative_to(self._mount)]
-        return sum(_keyed(each / "cpu.stat").get("nr_throttled", 0) for each in inside)
+        """Periods in which a quota stopped this cgroup, or one that it is in (``nr_throttled``).
+
+        Quotas around us that were there when we came are part of the plan, and what they stop does not count.
+        """
+        changed = [folder for folder, quota in self._quotas.items() if _read_or_empty(folder / "cpu.max") != quota]
+        return sum(_keyed(each / "cpu.stat").get("nr_throttled", 0) for each in (self._base / name, *changed))
 
     def memory_kills(self, name: str) -> int:
         """Processes of this cgroup that were killed because it was out of memory."""
@@ -209,6 +242,10 @@ class Tree:
             self._write(self._base / "cgroup.subtree_control", " ".join(f"-{name}" for name in enabled))
             self._write(self._base / "cgroup.procs", str(os.getpid()))
         self.remove(LEAF)
+
+    def _above(self) -> list[Path]:
+        """Our own cgroup and those that it is in."""
+        return [folder for folder in (self._base, *self._base.parents) if folder.is_relative_to(self._mount)]
 
     def _enter_leaf(self) -> None:
         (self._base / LEAF).mkdir(exist_ok=True)
@@ -243,7 +280,8 @@ def _enable(base: Path, write: Write) -> frozenset[str]:
 class Confinement:
     """What was decided for which process, and whether it is so. Without a ``tree``: by affinity and nice alone.
 
-    A worker may be put into its bounds in one thread while another one looks at all of them.
+    A worker may be put into its bounds in one thread while another one looks at all of them: neither sees the other's
+    work half done.
     """
 
     def __init__(self, tree: Tree | None, proc: Path = PROC) -> None:
@@ -251,25 +289,32 @@ class Confinement:
         self._proc = proc
         self._decided: dict[int, tuple[str, Bounds]] = {}
         self._stops: dict[int, int] = {}
+        self._lock = threading.RLock()
 
     def confine(self, name: str, pid: int, bounds: Bounds) -> None:
         """Put a process into its bounds; ``name`` is what it is for. What fails is found by the next :meth:`repair`."""
         group = LEAF if name == LEAF else f"{name}-{pid}"
-        self._decided[pid] = (group, bounds)
-        with contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
+            self._decided[pid] = (group, bounds)
             self._apply(pid, group, bounds)
+
+    def confine_anew(self, bounds: Callable[[str], Bounds]) -> None:
+        """Put all there are into what ``bounds`` now says of what they are for."""
+        for pid, (group, _) in self._ours():
+            name = group.partition("-")[0]
+            self.confine(name, pid, bounds(name))
 
     def repair(self) -> dict[int, list[Drift]]:
         """By process, what was not as decided; it is again now, but for what cannot be repaired here."""
         found: dict[int, list[Drift]] = {}
         for pid, (group, bounds) in self._ours():
             try:
-                with _gone_is_fine():
+                with self._lock, _gone_is_fine():
                     found[pid] = self._inspect(pid, group, bounds)
                     if any(drift.kind != "stopped" for drift in found[pid]):
                         self._apply(pid, group, bounds)
             except OSError as error:
-                found[pid] = [Drift("limits", f"cannot be put right: {error}")]
+                found[pid] = [*found.get(pid, ()), Drift("limits", f"cannot be put right: {error}")]
         return {pid: drifted for pid, drifted in found.items() if drifted}
 
     def group(self, pid: int) -> str:
@@ -282,16 +327,19 @@ class Confinement:
 
         By process, how many were killed because its cgroup was out of memory.
         """
-        for pid in [pid for pid in list(self._decided) if not self._is_ours(pid)]:
-            del self._decided[pid]
-            self._stops.pop(pid, None)
-        if self.tree is None:
-            return {}
-        kept = {group for group, _ in list(self._decided.values())}
+        with self._lock:
+            for pid in [pid for pid in list(self._decided) if not self._is_ours(pid)]:
+                del self._decided[pid]
+                self._stops.pop(pid, None)
+            return {} if self.tree is None else self._remove_left(self.tree)
+
+    def _remove_left(self, tree: Tree) -> dict[int, int]:
+        """Remove the cgroups that are nobody's; of which processes some were killed for memory, and how many."""
+        kept = {group for group, _ in self._decided.values()}
         killed = {}
-        for name in [name for name in self.tree.names() if name not in kept]:
-            kills = self.tree.memory_kills(name)
-            if self.tree.remove(name) and kills:
+        for name in [name for name in tree.names() if name not in kept]:
+            kills = tree.memory_kills(name)
+            if tree.remove(name) and kills:
                 killed[int(name.rpartition("-")[2])] = kills
         return killed
 
@@ -316,13 +364,16 @@ class Confinement:
         return os.getpid() in (pid, parent)
 
     def _apply(self, pid: int, group: str, bounds: Bounds) -> None:
+        """All of it that can be had: one limit that is refused must not leave a worker on the daemon's cores."""
+        steps: list[Callable[[], object]] = []
         if self.tree is not None:
-            self.tree.limit(group, limits_of(bounds))
-            self.tree.adopt(group, pid)
+            steps.append(functools.partial(self.tree.limit, group, limits_of(bounds)))
+            steps.append(functools.partial(self.tree.adopt, group, pid))
         # Also beside a cpuset: the worker inherited the daemon's affinity, and taskset may have changed it since.
-        _set_cores(self._proc, pid, frozenset(bounds.cores))
+        steps.append(functools.partial(_set_cores, self._proc, pid, frozenset(bounds.cores)))
         if self.tree is None or "cpu" not in self.tree.controllers:
-            _be_nice(pid, bounds.nice)
+            steps.append(functools.partial(_be_nice, pid, bounds.nice))
+        try_each(steps)
 
     def _inspect(self, pid: int, group: str, bounds: Bounds) -> list[Drift]:
         found = Actual(cores={each: frozenset(os.sched_getaffinity(each)) for each in _threads(self._proc, pid)})
@@ -372,6 +423,10 @@ def _gone_is_fine() -> Iterator[None]:
         yield
 
 
+def _controller(file: str) -> str:
+    return file.partition(".")[0]
+
+
 def _keyed(file: Path) -> dict[str, int]:
     """A flat-keyed file of the kernel: lines of a name and a number."""
     try:
@@ -382,3 +437,10 @@ def _keyed(file: Path) -> dict[str, int]:
 
 def _read(file: Path) -> str:
     return file.read_text(encoding="ascii").strip()
+
+
+def _read_or_empty(file: Path) -> str:
+    try:
+        return _read(file)
+    except OSError:  # the root has no such file, and a kernel without quotas none at all
+        return ""

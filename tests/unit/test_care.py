@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edged.hardware.neighbours import Scheduled
+from edged.hardware.neighbours import FREE_OBSERVATIONS, Neighbours, Scheduled
 from edged.hardware.placement import Machine, Wishes
 from edged.hardware.pressure import CALM_OBSERVATIONS, Stage, Stalled
 from edged.hardware.thermal import Heat, Zone
@@ -150,6 +150,22 @@ def test_a_neighbour_on_a_core_costs_a_thread_until_it_leaves(device: Device) ->
         device.observe(scheduled={10: Scheduled(run, waited)}, busy_seconds=busy)
         run, busy = run + second, busy + 1.0
     assert (device.tuned.threads, device.codes) == (3, set())
+
+
+def test_that_a_neighbour_left_is_seen_also_while_no_chat_worker_is_there(device: Device) -> None:
+    device.care.neighbours = Neighbours(crowded=True)
+    device.workers = {}
+    device.observe(3, busy_seconds=9.0)
+    assert "cores_crowded" in device.codes
+    device.observe(FREE_OBSERVATIONS, busy_seconds=9.0)
+    assert device.codes == set()
+
+
+def test_cores_that_others_may_use_again_are_named(device: Device) -> None:
+    device.observe(look=Look({}, {}, unreserved="services and logins may run on cores 0-2"))
+    assert device.codes == {"cores_not_reserved"}
+    device.observe()
+    assert device.codes == set()
 
 
 def test_a_drift_is_shown_for_a_while_after_it_was_repaired(device: Device) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from edged.errors import ConfinementError
 from edged.hardware.placement import Bounds
-from edged.workers.cgroup import Actual, Confinement, Drift, Tree, drifts, limits_of
+from edged.workers.cgroup import FILES, LEAF, Actual, Confinement, Drift, Tree, drifts, limits_of
 
 SERVICE = "edged.slice/edged.service"
 ALL = ("cpuset", "cpu", "io", "memory", "pids")
@@ -45,6 +45,7 @@ class Kernel:
         self.mount = folder / "cgroup"
         self.proc = folder / "proc"
         self.refused: set[str] = set()
+        self.without: set[str] = set()
         self.mkdir(SERVICE, controllers)
         (self.mount / "cgroup.controllers").write_text(" ".join(controllers))
         self.enter(os.getpid(), SERVICE)
@@ -74,8 +75,10 @@ class Kernel:
         else:
             controller = file.name.partition(".")[0]
             parent = str(file.parent.parent.relative_to(self.mount))
-            if controller not in self.read(parent, "cgroup.subtree_control").split():
-                raise FileNotFoundError(errno.ENOENT, str(file))
+            if controller not in self.read(parent, "cgroup.subtree_control").split() or file.name in self.without:
+                raise PermissionError(errno.EACCES, "no file can be made here", str(file))
+            if file.name in self.refused:
+                raise OSError(errno.EINVAL, "refused", str(file))
             file.write_text(text)
 
     def _control(self, group: str, orders: list[str]) -> None:
@@ -87,6 +90,9 @@ class Kernel:
                 raise OSError(errno.EINVAL, order)
             (enabled.add if order[0] == "+" else enabled.discard)(order[1:])
         (self.mount / group / "cgroup.subtree_control").write_text(" ".join(sorted(enabled)))
+        for file in set(FILES) - self.without:
+            if file.partition(".")[0] in enabled:
+                (self.mount / group / LEAF / file).touch()
 
     def _put(self, pid: int, group: str) -> None:
         for file in self.mount.rglob("cgroup.procs"):
@@ -170,6 +176,35 @@ def test_a_controller_that_is_refused_does_not_keep_the_others_out(kernel: Kerne
     tree = kernel.claim()
     assert tree.missing == ("cpu",)
     assert tree.controllers == {"cpuset", "io", "memory", "pids"}
+
+
+def test_a_file_that_the_kernel_does_not_have_is_named_and_all_else_holds(kernel: Kernel) -> None:
+    kernel.without = {"cpu.max"}  # built without CONFIG_CFS_BANDWIDTH, as for Jetsons
+    tree = kernel.claim()
+    assert tree.missing == ()
+    assert tree.lacking == {"cpu.max"}
+    confinement = Confinement(tree, kernel.proc)
+    with sleeping() as pid:
+        kernel.enter(pid, f"{SERVICE}/daemon")
+        confinement.confine("chat", pid, BOUNDS)
+        assert kernel.members(f"{SERVICE}/chat-{pid}") == [pid]
+        assert kernel.read(f"{SERVICE}/chat-{pid}", "memory.max") == str(128 << 20)
+        assert confinement.repair() == {}
+
+
+@needs_two_cores
+def test_what_the_kernel_refuses_keeps_nothing_else_out(kernel: Kernel) -> None:
+    confinement = Confinement(kernel.claim(), kernel.proc)
+    kernel.refused = {"cpuset.cpus"}
+    with sleeping() as pid:
+        kernel.enter(pid, f"{SERVICE}/daemon")
+        confinement.confine("chat", pid, BOUNDS)
+        assert kernel.members(f"{SERVICE}/chat-{pid}") == [pid]
+        assert kernel.read(f"{SERVICE}/chat-{pid}", "cpu.max") == "150000 100000"
+        assert os.sched_getaffinity(pid) == {CORES[0]}
+        missing, refusal = confinement.repair()[pid]
+        assert missing.text == f"cpuset.cpus is missing, not {CORES[0]}"
+        assert refusal.text.startswith("cannot be put right: [Errno 22] refused")
 
 
 def test_without_cgroup_v2_nothing_is_claimed(tmp_path: Path) -> None:
@@ -281,9 +316,21 @@ def test_a_quota_that_stops_a_worker_is_noticed_wherever_it_is_set(kernel: Kerne
     (kernel.mount / group / "cpu.stat").write_text("usage_usec 5\nnr_periods 10\nnr_throttled 1\n")
     assert confinement.repair() == {}
     (kernel.mount / "edged.slice" / "cpu.stat").write_text("nr_throttled 8\n")
+    (kernel.mount / "edged.slice" / "cpu.max").write_text("50000 100000\n")  # CPUQuota=50%, while it runs
     [drift] = confinement.repair()[pid]
     assert (drift.kind, drift.text) == ("stopped", "a CPU quota stopped it in 8 periods since the last look")
     assert confinement.repair() == {}
+
+
+def test_a_quota_that_was_there_at_the_start_is_part_of_the_plan(kernel: Kernel) -> None:
+    (kernel.mount / "edged.slice" / "cpu.max").write_text("150000 100000\n")
+    confinement = Confinement(kernel.claim(), kernel.proc)
+    with sleeping() as pid:
+        kernel.enter(pid, f"{SERVICE}/daemon")
+        confinement.confine("embed", pid, BOUNDS)
+        assert confinement.repair() == {}
+        (kernel.mount / "edged.slice" / "cpu.stat").write_text("nr_throttled 8\n")
+        assert confinement.repair() == {}
 
 
 def test_a_quota_below_one_core_stops_even_one_thread_and_that_is_no_drift() -> None:
@@ -319,13 +366,20 @@ def test_a_core_that_was_switched_off_is_not_missed() -> None:
     assert list(drifts(bounds, found, group="", limits={}, online=frozenset({0, 1, 2}), stops_before=0)) == []
 
 
+def test_a_process_all_of_whose_cores_are_switched_off_has_not_drifted() -> None:
+    bounds = Bounds(cores=(2, 3), threads=2, weight=100, nice=0)
+    found = Actual(cores={1: frozenset({0, 1})})
+    assert list(drifts(bounds, found, group="", limits={}, online=frozenset({0, 1}), stops_before=0)) == []
+
+
 def test_what_cannot_be_put_right_is_said_again_and_again(kernel: Kernel, worker: Worker) -> None:
     (kernel.mount / SERVICE / "cgroup.subtree_control").write_text("")  # somebody took the controllers away
     for file in limits_of(BOUNDS):
         (kernel.mount / worker.group / file).unlink()
     for _ in range(2):
         drifted = worker.confinement.repair()[worker.pid]
-        assert {drift.text.partition(" is ")[0] for drift in drifted} == set(limits_of(BOUNDS))
+        assert {drift.text.partition(" is ")[0] for drift in drifted[:-1]} == set(limits_of(BOUNDS))
+        assert drifted[-1].text.startswith("cannot be put right")
 
 
 # --- the end ---------------------------------------------------------------------------------------

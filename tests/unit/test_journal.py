@@ -1,5 +1,6 @@
 """Log lines as journal entries: what the native protocol says, and where they go when the journal is away."""
 
+import errno
 import os
 import socket
 import struct
@@ -74,6 +75,18 @@ def test_an_entry_that_the_journal_does_not_take_is_written_to_stderr(
 ) -> None:
     journal.JournalLogger(tmp_path / "gone").warning(b"MESSAGE=kept\n")
     assert capsys.readouterr().err == "MESSAGE=kept\n"
+
+
+def test_without_a_descriptor_left_an_entry_is_written_to_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "socket", no_descriptor)
+    journal.JournalLogger(tmp_path / "socket").warning(b"MESSAGE=kept\n")
+    assert capsys.readouterr().err == "MESSAGE=kept\n"
+
+
+def no_descriptor(*_arguments: int) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_only_the_very_stream_that_systemd_named_is_the_journal() -> None:

@@ -1,6 +1,7 @@
 """What the service manager hears, and the sockets it hands over."""
 
 import asyncio
+import errno
 import os
 import socket
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from edged.errors import StoreError
 from edged.runtime.notify import LONGEST_STATUS_CHARACTERS, Notifier, feed_watchdog, inherited_listeners
@@ -55,6 +57,16 @@ def test_without_a_manager_or_with_one_that_is_gone_nothing_fails(tmp_path: Path
     Notifier.of({}, PID).ready()
     Notifier.of({"NOTIFY_SOCKET": "vsock:2:1"}, PID).ready()
     Notifier(str(tmp_path / "gone")).ready()
+
+
+def test_without_a_descriptor_left_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptor(*_arguments: int) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", no_descriptor)
+    with structlog.testing.capture_logs() as lines:
+        Notifier(str(tmp_path / "manager")).alive()
+    assert [line["event"] for line in lines] == ["notify_failed"]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,30 @@ def test_the_chat_worker_gets_the_fastest_cores_and_the_others_the_rest(
     assert placement.embed.cores == placement.daemon.cores == rest
 
 
+P, E = 1.0, 0.75
+
+
+def hybrid(*speeds: float) -> Machine:
+    """A PC's processor: of each core of speed 1 two threads, numbered one after the other as Linux does."""
+    cores: list[Core] = []
+    for speed in speeds:
+        numbers = range(len(cores), len(cores) + (2 if speed == P else 1))
+        cores += [Core(number, speed, frozenset(numbers)) for number in numbers]
+    return Machine(cores=tuple(cores))
+
+
+def test_many_cores_that_are_not_much_slower_compute_beside_the_few_fastest() -> None:
+    chat = place(hybrid(P, P, *[E] * 8)).chat
+    assert (chat.threads, set(range(4, 11)) < set(chat.cores)) == (9, True)
+    phone = Machine(cores=tuple(Core(n, s, frozenset({n})) for n, s in enumerate([0.3] * 3 + [0.79] * 4 + [1.0])))
+    assert place(phone).chat.cores == (3, 4, 5, 6, 7)
+
+
+def test_slower_cores_that_add_little_are_left_to_the_others() -> None:
+    few = place(hybrid(*[P] * 8, *[E] * 4))
+    assert (few.chat.threads, set(few.embed.cores)) == (8, {16, 17, 18, 19})
+
+
 def test_where_all_share_the_cores_weights_decide() -> None:
     placement = place(Machine.of(2))
     assert placement.chat.cores == placement.embed.cores == placement.daemon.cores

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from edged.hardware.pressure import (
     CALM_OBSERVATIONS,
     MOVES,
+    TIGHT_OBSERVATIONS,
     Pressure,
     Stage,
     Stall,
@@ -81,9 +82,11 @@ def test_what_was_given_up_comes_back_step_by_step_after_plenty_for_a_while() ->
     assert seen[-2:] == [Stage.SHEDDING, Stage.CALM]
 
 
-def test_tight_memory_brings_nothing_back() -> None:
-    nearly = [Supply.PLENTY] * (CALM_OBSERVATIONS - 1)
-    assert stages(Supply.SHORT, *nearly, Supply.TIGHT, *nearly)[-1] is Stage.SHEDDING
+def test_where_there_is_never_plenty_it_comes_back_when_memory_was_not_short_for_long() -> None:
+    nearly = [Supply.TIGHT] * (TIGHT_OBSERVATIONS - 1)
+    assert stages(Supply.SHORT, *nearly)[-1] is Stage.SHEDDING
+    assert stages(Supply.SHORT, *nearly, Supply.TIGHT)[-1] is Stage.CALM
+    assert stages(Supply.SHORT, *nearly, Supply.SHORT, *nearly)[-1] is Stage.SHRINKING
 
 
 @given(st.lists(st.sampled_from(Supply), max_size=80))

@@ -15,6 +15,7 @@ from edged.serving.keeper import Keeper
 from tests.sysfs import write
 
 SYSTEMCTL = """#!/bin/sh
+[ "$1" = show ] && exec cat {allowed}/"$4"
 echo "$@" >> {log}
 [ -e {refuse} ] && echo 'Access denied' >&2 && exit 1
 exit 0
@@ -22,14 +23,16 @@ exit 0
 
 
 class Systemd:
-    """A ``systemctl`` that notes what it is asked for."""
+    """A ``systemctl`` that notes what it is told, and knows which cores somebody ``allowed`` to whom."""
 
     def __init__(self, folder: Path) -> None:
+        self.allowed = folder / "allowed"
+        write(self.allowed, dict.fromkeys(reserve.OTHERS, "\n"))
         self.log, self.refusing = folder / "log", folder / "refuse"
         self.bin = folder / "bin"
         self.bin.mkdir()
         program = self.bin / "systemctl"
-        program.write_text(SYSTEMCTL.format(log=self.log, refuse=self.refusing))
+        program.write_text(SYSTEMCTL.format(log=self.log, refuse=self.refusing, allowed=self.allowed))
         program.chmod(0o755)
 
     @property
@@ -42,6 +45,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemd:
     systemd = Systemd(tmp_path)
     monkeypatch.setenv("PATH", f"{systemd.bin}:{os.environ['PATH']}")
     monkeypatch.setattr(reserve, "RECORD", tmp_path / "reserved")
+    monkeypatch.setattr(keeper, "group_of", lambda _pid: "/edged.slice/edged.service/daemon")
     return systemd
 
 
@@ -68,9 +72,31 @@ def test_what_somebody_else_restricted_is_not_given_back(systemd: Systemd) -> No
     assert systemd.asked == orders("0") + ALL_CORES
 
 
+def test_who_was_kept_to_fewer_cores_before_stays_so(systemd: Systemd) -> None:
+    write(systemd.allowed, {"user.slice": "1-2 4\n"})
+    reserve.reserve([0, 1, 2])
+    write(systemd.allowed, {"user.slice": "1-2\n"})
+    reserve.reserve([0, 1])  # what we did ourselves is not taken for somebody's wish
+    reserve.free()
+    assert [order.rpartition(" ")[2] for order in systemd.asked if "user.slice" in order] == [
+        "AllowedCPUs=1-2",
+        "AllowedCPUs=1",
+        "AllowedCPUs=1-2,4",
+    ]
+
+
+def test_an_edged_that_would_lose_the_cores_itself_reserves_none(
+    systemd: Systemd, four_cores: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "group_of", lambda _pid: "/user.slice/user-0.slice/session-1.scope")
+    with pytest.raises(ConfinementError, match=r"edged is itself in /user\.slice"):
+        keeper.reserve_cores(four_cores, place(four_cores, Wishes(reserve_cores=True)))
+    assert systemd.asked == []
+
+
 def test_a_refusal_is_told_in_systemds_words(systemd: Systemd) -> None:
     systemd.refusing.touch()
-    with pytest.raises(ConfinementError, match=r"AllowedCPUs of system\.slice: Access denied"):
+    with pytest.raises(ConfinementError, match=r"refuses .*system\.slice AllowedCPUs=0: Access denied"):
         reserve.reserve([0])
 
 

@@ -77,14 +77,43 @@ def test_the_supply_monitor_of_a_raspberry_pi_tells_of_under_voltage(tmp_path: P
         ("throttled=0x50005\n", True, True),
         ("throttled=0x2\n", True, False),
         ("throttled=0x80008\n", True, False),
-        ("VCHI initialization failed\n", False, False),
-        ("", False, False),
+        ("50005\n", True, True),  # sysfs
     ],
 )
 def test_the_firmwares_bits_of_now_count_and_those_of_the_past_do_not(
     answer: str, slowed: bool, under_voltage: bool
 ) -> None:
     assert parse_throttled(answer) == Firmware(slowed, under_voltage)
+
+
+@pytest.mark.parametrize("answer", ["VCHI initialization failed\n", ""])
+def test_what_is_no_answer_of_the_firmware_says_nothing(answer: str) -> None:
+    assert parse_throttled(answer) is None
+
+
+@pytest.mark.parametrize("node", ["soc/soc:firmware", "soc@107c000000/soc@107c000000:firmware"])
+def test_what_the_kernel_knows_of_the_firmware_is_read_and_nobody_asked(tmp_path: Path, node: str) -> None:
+    write(tmp_path, {f"devices/platform/{node}/get_throttled": "50002"})
+    thermometer = Thermometer(tmp_path, lambda: pytest.fail("asked"), lambda: 100.0)
+    assert (thermometer.read().slowed, thermometer.read().under_voltage) == (True, False)
+
+
+def test_an_intel_processor_says_itself_where_it_slows_down(tmp_path: Path) -> None:
+    write(tmp_path, zone(0, "x86_pkg_temp", 78_000, _0=("passive", 0)) | zone(1, "acpitz", 28_000))
+    sensor: dict[str, str | int] = {
+        "name": "coretemp",
+        "temp1_input": 78_000,
+        "temp1_crit": 100_000,
+        "temp2_input": 76_000,
+    }
+    write(tmp_path, {f"class/hwmon/hwmon3/{file}": content for file, content in sensor.items()})
+    assert read_heat(tmp_path).hottest(80.0) == Zone("coretemp", 78.0, 100.0)
+
+
+def test_a_ryzen_that_names_no_point_is_known_to_slow_down_at_95_degrees(tmp_path: Path) -> None:
+    write(tmp_path, {"class/hwmon/hwmon0/name": "nvme", "class/hwmon/hwmon0/temp1_input": 60_000})
+    write(tmp_path, {"class/hwmon/hwmon1/name": "k10temp", "class/hwmon/hwmon1/temp1_input": 84_500})
+    assert read_heat(tmp_path).zones == (Zone("k10temp", 84.5, 95.0),)
 
 
 def test_the_firmware_is_asked_every_ten_seconds_and_its_word_holds_meanwhile(tmp_path: Path) -> None:

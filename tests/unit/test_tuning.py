@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.hardware.governor import STEPS
-from edged.hardware.pressure import CALM_OBSERVATIONS, Supply
+from edged.hardware.pressure import CALM_OBSERVATIONS, TIGHT_OBSERVATIONS, Supply
 from edged.serving.tuning import Tuning, combine, untuned
 from edged.workers.protocol import Tune, WorkerSettings
 
@@ -29,9 +29,11 @@ def test_while_something_else_can_be_given_up_the_limits_stay() -> None:
     assert after(*[Supply.SHORT] * 20, shrinking=False) == untuned(SETTINGS)
 
 
-def test_tight_memory_changes_nothing() -> None:
+def test_tight_memory_gives_back_much_later_than_plenty() -> None:
     halved = after(Supply.SHORT)
-    assert after(*[Supply.TIGHT] * 50, start=halved) == halved
+    nearly = [Supply.TIGHT] * (TIGHT_OBSERVATIONS - 1)
+    assert after(*nearly, start=halved).sequences == 4
+    assert after(*nearly, Supply.TIGHT, start=halved).sequences == 5
 
 
 def test_after_plenty_for_a_while_one_sequence_more_is_allowed_at_a_time() -> None:
@@ -39,7 +41,7 @@ def test_after_plenty_for_a_while_one_sequence_more_is_allowed_at_a_time() -> No
     nearly = [Supply.PLENTY] * (CALM_OBSERVATIONS - 1)
     assert after(*nearly, start=halved).sequences == 4
     assert after(*nearly, Supply.PLENTY, start=halved).sequences == 5
-    assert after(*nearly, Supply.TIGHT, *nearly, start=halved).sequences == 4
+    assert after(*nearly, Supply.SHORT, *nearly, start=halved, shrinking=False).sequences == 4
     assert after(*[Supply.PLENTY] * CALM_OBSERVATIONS * 10, start=halved) == untuned(SETTINGS)
 
 
