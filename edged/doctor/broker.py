@@ -1,11 +1,13 @@
 """Check of the broker: whether it admits edged, and what it grants.
 
-It subscribes too, with QoS 0, so that nothing can queue up for it. mosquitto with an ``acl_file`` grants any filter and
-withholds the messages; its plugins and other brokers refuse. A client id of its own leaves the daemon's session alone.
-The session that is asked for ends with the connection. mosquitto does not tell when it shortens one
-(``persistent_client_expiration``; eclipse-mosquitto/mosquitto issue 3616).
+It subscribes too, with QoS 0 and outside of shared subscriptions, so that nothing can queue up for it and no message
+comes to it in another's place. mosquitto with an ``acl_file`` grants any filter and withholds the messages; its plugins
+and other brokers refuse. A client id of its own leaves the daemon's session alone. mosquitto does not tell when it
+shortens a session (``persistent_client_expiration``; eclipse-mosquitto/mosquitto issue 3616).
 """
 
+import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +23,7 @@ from edged import credentials
 from edged.config import Mqtt, split_broker_url
 from edged.doctor.device import Device
 from edged.doctor.finding import Finding, fail, ok, skip, warn
+from edged.doctor.patience import bounded
 from edged.errors import ConfigError
 from edged.hardware import detect
 
@@ -31,6 +34,9 @@ STEP_SECONDS = 0.2
 UNSUPPORTED_VERSION = 132
 BAD_CREDENTIALS = 134
 NOT_AUTHORISED = 135
+
+SHARED = "$share/"
+NO_ANSWER = "no answer"
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,15 +49,17 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     maximum_packet_bytes: int | None = None
     maximum_qos: int = 2
     has_retain: bool = True
+    has_shared_subscriptions: bool = True
     refused_topics: tuple[str, ...] = ()
 
 
 class Broker(msgspec.Struct, frozen=True):
-    """``reply`` is None without an answer; ``error`` then says why."""
+    """``reply`` is None without an answer; ``error`` then says why. ``has_address``: its name has one."""
 
     settings: Mqtt
     reply: Reply | None
     error: str = ""
+    has_address: bool = True
 
 
 def read_broker(device: Device) -> Broker:
@@ -59,12 +67,14 @@ def read_broker(device: Device) -> Broker:
     settings = device.config.mqtt
     if not settings.enabled:
         return Broker(settings, None)
+    if problem := _unresolved(settings):
+        return Broker(settings, None, problem, has_address=False)
     here = device.config.at_device(detect.device_name(device.config.probe.device))
     filters = [here.mqtt.query_topic, *(topic.filter for topic in here.events.topics)]
     versions = ["5", "3.1.1"] if settings.protocol == "auto" else [settings.protocol]
     try:
         for version in versions:
-            reply = _connect(settings, version, filters)
+            reply = _ask(settings, version, filters)
             if reply is not None and reply.code != UNSUPPORTED_VERSION:
                 return Broker(settings, reply)
     except ConfigError as error:
@@ -74,7 +84,35 @@ def read_broker(device: Device) -> Broker:
     return Broker(settings, None, f"it accepts a connection, but does not answer in MQTT {' or '.join(versions)}")
 
 
-def _connect(settings: Mqtt, version: str, filters: Sequence[str]) -> Reply | None:
+def _unresolved(settings: Mqtt) -> str:
+    """Why the broker's name has no address; empty where it has one. Python waits without an end for a name server."""
+    host, port, _ = split_broker_url(settings.url)
+    found = bounded(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), ANSWER_SECONDS)
+    if isinstance(found, TimeoutError):
+        return f"the name {host} cannot be resolved: {NO_ANSWER} within {ANSWER_SECONDS:.0f} s"
+    if isinstance(found, OSError):
+        return f"the name {host} cannot be resolved: {found.strerror}"
+    return ""
+
+
+def _ask(settings: Mqtt, version: str, filters: Sequence[str]) -> Reply | None:
+    """In two connections: the session that is asked for has no subscriptions, and the one that has ends with its
+    connection. Wherever the doctor is cut off, nothing goes on at the broker.
+    """
+    with _connection(settings, version, settings.session_expiry_seconds) as (_, reply):
+        if reply is None or reply.code:
+            return reply
+    with _connection(settings, version, 0) as (client, again):
+        if again is None or again.code:
+            return again
+        return msgspec.structs.replace(reply, refused_topics=_refused_topics(client, reply, filters))
+
+
+@contextlib.contextmanager
+def _connection(
+    settings: Mqtt, version: str, session_expiry_seconds: int
+) -> Iterator[tuple[paho.Client, Reply | None]]:
+    """A connection, and what the broker answered to it in time."""
     replies: list[Reply] = []
 
     def connected(_client: paho.Client, _data: object, _flags: object, code: ReasonCode, given: object) -> None:
@@ -82,19 +120,19 @@ def _connect(settings: Mqtt, version: str, filters: Sequence[str]) -> Reply | No
 
     client = _client(settings, version)
     client.on_connect = connected
-    _open(client, settings, version)
+    _open(client, settings, version, session_expiry_seconds)
     try:
         _turn(client, lambda: bool(replies))
-        if not replies or replies[0].code:
-            return replies[0] if replies else None
-        return msgspec.structs.replace(replies[0], refused_topics=_refused_topics(client, filters))
+        yield client, replies[0] if replies else None
     finally:
         _leave(client, version)
 
 
-def _refused_topics(client: paho.Client, filters: Sequence[str]) -> tuple[str, ...]:
-    """The filters that the broker does not let edged subscribe to, and those that are none."""
-    asked: dict[int | None, str] = {}
+def _refused_topics(client: paho.Client, reply: Reply, filters: Sequence[str]) -> tuple[str, ...]:
+    """The filters that the broker does not let edged subscribe to, those that are none, and those without an answer:
+    some brokers hang up instead.
+    """
+    asked: dict[int, str] = {}
     refused: list[str] = []
 
     def answered(_client: paho.Client, _data: object, mid: int, codes: list[ReasonCode], _given: object) -> None:
@@ -103,12 +141,25 @@ def _refused_topics(client: paho.Client, filters: Sequence[str]) -> tuple[str, .
 
     client.on_subscribe = answered
     for name in filters:
+        if name.startswith(SHARED) and not reply.has_shared_subscriptions:
+            refused.append(f"{name} (no shared subscriptions)")
+            continue
         try:
-            asked[client.subscribe(name)[1]] = name
+            _, mid = client.subscribe(_unshared(name))
         except ValueError as error:
             refused.append(f"{name} ({error})")
+            continue
+        if mid is None:  # the connection has ended
+            refused.append(f"{name} ({NO_ANSWER})")
+        else:
+            asked[mid] = name
     _turn(client, lambda: not asked)
-    return tuple(refused)
+    return (*refused, *(f"{name} ({NO_ANSWER})" for name in asked.values()))
+
+
+def _unshared(name: str) -> str:
+    """The filter without ``$share/GROUP/``: a member of the group would be dealt the questions of the fleet."""
+    return name.split("/", 2)[2] if name.startswith(SHARED) else name
 
 
 def _turn(client: paho.Client, is_over: Callable[[], bool]) -> None:
@@ -134,11 +185,11 @@ def _client(settings: Mqtt, version: str) -> paho.Client:
     return client
 
 
-def _open(client: paho.Client, settings: Mqtt, version: str) -> None:
+def _open(client: paho.Client, settings: Mqtt, version: str, session_expiry_seconds: int) -> None:
     host, port, _ = split_broker_url(settings.url)
     if version == "5":
         asked = Properties(PacketTypes.CONNECT)
-        asked.SessionExpiryInterval = settings.session_expiry_seconds
+        asked.SessionExpiryInterval = session_expiry_seconds
         client.connect(host, port, keepalive=settings.keepalive_seconds, clean_start=True, properties=asked)
     else:
         client.connect(host, port, keepalive=settings.keepalive_seconds)
@@ -163,6 +214,7 @@ def _reply(version: str, code: ReasonCode, given: Any) -> Reply:
         maximum_packet_bytes=getattr(given, "MaximumPacketSize", None),
         maximum_qos=getattr(given, "MaximumQoS", 2),
         has_retain=bool(getattr(given, "RetainAvailable", 1)),
+        has_shared_subscriptions=bool(getattr(given, "SharedSubscriptionAvailable", 1)),
     )
 
 
@@ -170,6 +222,9 @@ def judge_broker(facts: Broker) -> Finding:
     settings, reply = facts.settings, facts.reply
     if not settings.enabled:
         return skip("mqtt.enabled = false")
+    if not facts.has_address:
+        fix = "correct mqtt.url, give it the broker's address, or mend this device's name server: resolvectl status"
+        return fail(f"{settings.url}: {facts.error}", fix)
     if reply is None:
         fix = "sudo systemctl enable --now mosquitto, if it is to run here; else correct mqtt.url and the [mqtt] files"
         return fail(f"{settings.url}: {facts.error}", fix)

@@ -3,32 +3,35 @@
 Each has a thread of its own, so that one that hangs, on a disk or a broker, is left behind when its time is up.
 """
 
+import dataclasses
 import functools
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from typing import TypeVar
 
 import msgspec
 
 from edged.config import Config
 from edged.doctor import broker, kernel, models, power, probe, service, storage
-from edged.doctor.device import Daemon, Device, ask_daemon
+from edged.doctor.daemon import find_daemon
+from edged.doctor.device import Daemon, Device
 from edged.doctor.finding import Finding, Level, skip, warn
+from edged.doctor.patience import bounded
 
-DAEMON_SECONDS = 3.0
 CHECK_SECONDS = 10.0  # above what each allows itself
 
 F = TypeVar("F")
-T = TypeVar("T")
 
 
 class Check(msgspec.Struct, frozen=True):
-    """``about`` says what it looks at and when it warns or fails; docs/OPERATIONS.md has it word for word."""
+    """``about`` says what it looks at and when it warns or fails; docs/OPERATIONS.md has it word for word.
+
+    ``when_late`` is what to do where it does not end.
+    """
 
     name: str
     about: str
     examine: Callable[[Device], Finding]
+    when_late: str = "try once more; 'sudo dmesg | tail' names a disk that hangs"
 
 
 def _check(name: str, about: str, read: Callable[[Device], F], judge: Callable[[F], Finding]) -> Check:
@@ -38,22 +41,24 @@ def _check(name: str, about: str, read: Callable[[Device], F], judge: Callable[[
 CHECKS: tuple[Check, ...] = (
     _check(
         "service",
-        "the systemd unit edged.service, where it is installed; failed, or not let into `home`, is a failure",
+        "the systemd unit edged.service, where it is installed; failed, ended again and again, or not let into `home`, "
+        "is a failure",
         service.read_unit,
         service.judge_unit,
     ),
     _check(
         "port",
-        "`http.listen` is free or edged's own; taken by another program is a failure",
+        "`http.listen` is free or edged's own; taken by another program is a failure, an edged that does not answer a "
+        "warning",
         service.read_port,
         service.judge_port,
     ),
-    _check(
+    Check(
         "broker",
         "the broker admits edged and grants its subscriptions, QoS 1, the session expiry and packet size wanted; "
-        "refusal is a failure",
-        broker.read_broker,
-        broker.judge_broker,
+        "refusal or no answer is a failure",
+        lambda device: broker.judge_broker(broker.read_broker(device)),
+        when_late="see whether the broker of mqtt.url and the network answer, as by ping; then try once more",
     ),
     _check(
         "models",
@@ -70,13 +75,15 @@ CHECKS: tuple[Check, ...] = (
     ),
     _check(
         "build",
-        "llama.cpp can be loaded and uses the instructions that this processor has; unused ones are a warning",
+        "llama.cpp can be loaded, else a failure, and uses the instructions that this processor has; unused ones are a "
+        "warning",
         models.read_build,
         models.judge_build,
     ),
     _check(
         "permissions",
-        "home, databases and API key are edged's alone; a key that others read or data they can write is a failure",
+        "home, databases and API key are edged's alone; a home that it cannot use, a key that others read or data they "
+        "can write is a failure",
         storage.read_permissions,
         storage.judge_permissions,
     ),
@@ -88,7 +95,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     _check(
         "disk",
-        "the 99th percentile of 100 flushes of 4 KiB in the home: a warning from 20 ms, a failure from 200 ms",
+        "the 99th percentile of 100 flushes of 4 KiB in the home: a warning from 20 ms, a failure from 200 ms or where "
+        "edged cannot write",
         storage.read_flushes,
         storage.judge_flushes,
     ),
@@ -115,7 +123,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     _check(
         "clock",
-        "the clock is synchronised, else a warning; a date before 2025 is a failure",
+        "the clock was synchronised in the last hours, else a warning; a date before 2025 is a failure",
         kernel.read_clock,
         kernel.judge_clock,
     ),
@@ -135,7 +143,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     _check(
         "supply",
-        "the Raspberry Pi's supply voltage: too low now is a failure, earlier since its start a warning",
+        "the Raspberry Pi's supply voltage: too low now is a failure, earlier since its start, where the firmware says "
+        "so, a warning",
         power.read_supply,
         power.judge_supply,
     ),
@@ -145,9 +154,8 @@ CHECKS: tuple[Check, ...] = (
 
 def examine(config: Config) -> Iterator[tuple[str, Finding]]:
     """Carry all checks out on this device; each name with its finding as soon as it is known."""
-    asked = bounded(lambda: ask_daemon(config), DAEMON_SECONDS)
-    silent = Daemon(None, f"who serves there does not answer within {DAEMON_SECONDS:.0f} s")
-    return carry_out(CHECKS, Device(config, asked if isinstance(asked, Daemon) else silent))
+    device = Device(config, Daemon(None))
+    return carry_out(CHECKS, dataclasses.replace(device, daemon=find_daemon(device)))
 
 
 def carry_out(
@@ -160,26 +168,9 @@ def carry_out(
             yield check.name, result
         elif isinstance(result, TimeoutError):
             what = f"no result within {seconds:.0f} s: what it waits for hangs"
-            yield check.name, warn(what, "sudo dmesg | tail; then try once more")
+            yield check.name, warn(what, check.when_late)
         else:
             yield check.name, skip(f"cannot tell: {type(result).__name__}: {result}")
-
-
-def bounded(work: Callable[[], T], seconds: float) -> T | Exception:
-    """The result of ``work``, the exception that it raised, or ``TimeoutError``: it then goes on, and is forgotten."""
-    future: Future[T | Exception] = Future()
-
-    def settle() -> None:
-        try:
-            future.set_result(work())
-        except Exception as error:  # noqa: BLE001  # whatever it is, the other checks must be heard
-            future.set_result(error)
-
-    threading.Thread(target=settle, name="doctor", daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError as error:
-        return error
 
 
 def count(findings: Iterable[Finding]) -> dict[str, int]:

@@ -1,46 +1,60 @@
 """Where facts are read from: the system's files, its commands, the running daemon. A test gives others."""
 
-import contextlib
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
-from edged.client import Client
 from edged.config import Config
-from edged.errors import EdgedError
 from edged.gateway.wire import StatusBody
 
 COMMAND_SECONDS = 5.0
 
 
-def run_command(command: Sequence[str]) -> str | None:
-    """What a command prints; None where it is missing, fails, or takes too long."""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=COMMAND_SECONDS, check=False
-        )
-        if done.returncode == 0:
-            return done.stdout
-    return None
+class Run(Protocol):
+    """Runs a command, as :func:`run_command` does."""
+
+    def __call__(self, command: Sequence[str], seconds: float = COMMAND_SECONDS) -> str | None: ...
+
+
+def run_command(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> str | None:
+    """What a command prints; None where it is missing or fails. Raises ``TimeoutError`` where it does not end."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"{command[0]} does not end within {seconds:.0f} s") from error
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+class Reach(Enum):
+    """What is known of edged where its status is not."""
+
+    NOBODY = "nobody"
+    """Nobody was heard at its port."""
+    SILENT = "silent"
+    """Somebody has its port and says nothing."""
+    STRANGER = "stranger"
+    """Somebody answers who is no edged."""
+    CLOSED = "closed"
+    """It answers, but not to this user."""
+    RUNS = "runs"
+    """It runs, and did not say how it is."""
+    WAITS = "waits"
+    """systemd holds its port and would start it for a request."""
 
 
 @dataclass(frozen=True)
 class Daemon:
-    """What answers at ``http.listen``: the ``status`` of our daemon, or why there is none."""
+    """The ``status`` of our daemon, or why there is none: ``problem`` in words."""
 
     status: StatusBody | None
     problem: str = ""
-
-
-def ask_daemon(config: Config) -> Daemon:
-    """Blocks for as long as whoever holds the port stays silent."""
-    try:
-        with Client.of(config) as client:
-            return Daemon(client.status())
-    except EdgedError as error:
-        return Daemon(None, error.message)
+    reach: Reach = Reach.NOBODY
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class Device:
     config: Config
     daemon: Daemon
     root: Path = Path("/")
-    run: Callable[[Sequence[str]], str | None] = run_command
+    run: Run = run_command
     page_bytes: int = os.sysconf("SC_PAGE_SIZE")
 
     def path(self, inside: str) -> Path:

@@ -13,6 +13,8 @@ BOOT_FILES = ("boot/firmware/cmdline.txt", "boot/cmdline.txt", "boot/extlinux/ex
 
 EARLIEST_CLOCK = 1_735_689_600  # 2025-01-01, Unix time: before edged was written
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
+SYNCHRONISED_FOR_SECONDS = 3 * 3600.0  # timesyncd asks for the time every 34 minutes at the latest
+TIMESYNCD_MARK = "run/systemd/timesync/synchronized"
 
 
 # --- memory cgroup ---------------------------------------------------------------------------------
@@ -148,10 +150,22 @@ class Clock(msgspec.Struct, frozen=True):
 
 
 def read_clock(device: Device) -> Clock:
-    """The kernel knows whether someone disciplines its clock, whoever that is (chrony, ntpd, timesyncd)."""
-    if device.path("run/systemd/timesync/synchronized").exists():
-        return Clock(time.time(), is_synchronised=True)
-    return Clock(time.time(), _kernel_says_synchronised())
+    """The kernel knows whether someone disciplines its clock, whoever that is (chrony, ntpd, timesyncd).
+
+    Where the battery-backed clock keeps local time, timesyncd does not tell the kernel: then the file counts that it
+    touches at each synchronisation, and never removes.
+    """
+    now = time.time()
+    said = _kernel_says_synchronised()
+    return Clock(now, True if said or _has_fresh_mark(device, now) else said)
+
+
+def _has_fresh_mark(device: Device, now: float) -> bool:
+    try:
+        age = now - device.path(TIMESYNCD_MARK).stat().st_mtime
+    except OSError:
+        return False
+    return 0 <= age < SYNCHRONISED_FOR_SECONDS
 
 
 def _kernel_says_synchronised() -> bool | None:

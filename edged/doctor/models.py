@@ -3,13 +3,14 @@
 import hashlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from edged.config import Config
-from edged.doctor.device import Device
+from edged.doctor import systemd
+from edged.doctor.device import Device, Reach
 from edged.doctor.finding import Finding, fail, ok, skip, warn
 from edged.errors import EdgedError
 from edged.hardware.detect import available_memory, cpu_flags
@@ -17,7 +18,7 @@ from edged.hardware.features import CPU_FLAGS, built_with
 from edged.hardware.usage import read_usage
 from edged.models.catalog import Catalog
 from edged.models.gguf import read_header
-from edged.models.manifest import Prefixes
+from edged.models.manifest import Prefixes, load_manifests, manifests_directory
 from edged.models.memory import KEEP_FREE_SHARE
 from edged.models.rollout import ROLES, Role
 from edged.runtime.health import CPU_UNUSED
@@ -27,14 +28,18 @@ MEGABYTE = 1_000_000
 
 # --- build -----------------------------------------------------------------------------------------
 
+LOAD_SECONDS = 9.0  # of a cold cache on an SD card, or beside models that load
 SAY_SYSTEM = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
 
 
 class Build(msgspec.Struct, frozen=True):
-    """Flags of /proc/cpuinfo, and features of llama.cpp's CPU backend (None: it cannot be loaded)."""
+    """Flags of /proc/cpuinfo, and features of llama.cpp's CPU backend (None: it cannot be loaded; ``is_late``: or not
+    in the time that it was given).
+    """
 
     cpu_flags: frozenset[str]
     features: tuple[str, ...] | None
+    is_late: bool = False
 
 
 def read_build(device: Device) -> Build:
@@ -42,11 +47,18 @@ def read_build(device: Device) -> Build:
     status = device.daemon.status
     if status is not None and status.engine is not None:
         return Build(flags, tuple(status.engine.backends.get("CPU", ())))
-    said = device.run([sys.executable, "-c", SAY_SYSTEM])  # what does not load, or dies of a wrong build, does so there
+    try:  # what does not load, or dies of a wrong build, does so in a child
+        said = device.run([sys.executable, "-c", SAY_SYSTEM], LOAD_SECONDS)
+    except TimeoutError:
+        return Build(flags, None, is_late=True)
     return Build(flags, None if said is None else built_with(said).get("CPU", ()))
 
 
 def judge_build(facts: Build) -> Finding:
+    if facts.is_late:
+        return skip(
+            f"llama.cpp did not load within {LOAD_SECONDS:.0f} s: the disk is slow, or the device busy; try again"
+        )
     if facts.features is None:
         return fail("llama.cpp cannot be loaded: it is missing, or was built for another processor", CPU_UNUSED.hint)
     if not facts.features or not facts.cpu_flags:
@@ -65,7 +77,7 @@ def judge_build(facts: Build) -> Finding:
 class Choice(msgspec.Struct, frozen=True):
     """The model of a role: its file, or what keeps it from being there (``problem`` and ``fix``).
 
-    ``sha256`` is empty for a file that nobody knows the sum of.
+    ``sha256`` is empty for a file that nobody knows the sum of. ``again`` is how the file comes anew.
     """
 
     role: Role
@@ -74,11 +86,13 @@ class Choice(msgspec.Struct, frozen=True):
     sha256: str = ""
     problem: str = ""
     fix: str = ""
+    again: str = ""
 
 
 def choices(device: Device) -> Iterator[Choice]:
     """Those that the running daemon serves, else the configured ones."""
-    catalog = Catalog(device.config.models_dir, device.config.models_cache_dir)
+    manifests = load_manifests(manifests_directory())
+    catalog = Catalog(device.config.models_dir, device.config.models_cache_dir, manifests=manifests)
     for role in ROLES:
         name, path = _served(device, role)
         if path is not None:
@@ -89,14 +103,17 @@ def choices(device: Device) -> Iterator[Choice]:
         except EdgedError as error:
             yield Choice(role, name, Path(), problem=error.message, fix=error.hint)
         else:
-            yield Choice(role, name, file, info.sha256)
+            again = f"edged models pull {name}" if name in manifests else f"edged models import FILE --name {name}"
+            yield Choice(role, name, file, info.sha256, again=again)
 
 
 def _served(device: Device, role: Role) -> tuple[str, Path | None]:
     """A name in the catalogue, or a path where that is what serves."""
     section = device.config.chat if role == "chat" else device.config.embed
     status = device.daemon.status
-    serving = "" if status is None else (status.chat if role == "chat" else status.embed).model.partition("@")[0]
+    worker = None if status is None else (status.chat if role == "chat" else status.embed)
+    # of a missing worker the daemon tells the name in the configuration, also where that has a path in its place
+    serving = "" if worker is None or worker.state == "missing" else worker.model.partition("@")[0]
     if section.path is not None and serving in ("", section.path.stem, str(section.path)):
         return serving, section.path
     return serving or section.model, None
@@ -110,7 +127,8 @@ SMALLEST_CONTEXT_TOKENS = 256
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that the workers take (``weights`` of them are mapped files), and that they could have.
 
-    ``missing`` are models that are not there. ``kv_per_token`` is of the chat model.
+    ``missing`` are models that are not there. ``kv_per_token`` is of the chat model. ``is_silent``: edged runs, and
+    what its workers hold is not known.
     """
 
     needed: int
@@ -119,6 +137,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     kv_per_token: int
     missing: tuple[str, ...] = ()
+    is_silent: bool = False
 
 
 def read_memory(device: Device) -> Memory:
@@ -142,6 +161,7 @@ def read_memory(device: Device) -> Memory:
         context_tokens=device.config.chat.context_tokens,
         kv_per_token=kv_per_token,
         missing=tuple(missing),
+        is_silent=device.daemon.reach in (Reach.RUNS, Reach.CLOSED),
     )
 
 
@@ -162,19 +182,44 @@ def _is_mapped(config: Config, role: Role) -> bool:
 
 def _available(device: Device, weights: int) -> int | None:
     """What is free now, and what running workers would give back; pages of mapped files already count as free."""
-    free = available_memory(device.path("sys/fs/cgroup"), device.path("proc/self/cgroup"), device.path("proc/meminfo"))
     status = device.daemon.status
-    if free is None or status is None:
-        return free
-    pids = [worker.pid for worker in (status.chat, status.embed) if worker.pid is not None]
+    workers = () if status is None else (status.chat, status.embed)
+    pids = [worker.pid for worker in workers if worker.pid is not None]
+    free = _free(device, pids)
+    if free is None:
+        return None
     usages = [read_usage(pid, device.path("proc")) for pid in pids]
     held = sum(usage.resident_bytes for usage in usages if usage is not None)
     return free + max(0, held - weights)
 
 
+def _free(device: Device, pids: Sequence[int]) -> int | None:
+    """What the models' cgroup leaves: the daemon's, the unit's before its start, or else the doctor's."""
+    if pids:
+        return _free_in(device, _parent(device, pids[0]))
+    limits = systemd.memory_limits(device)
+    if limits is None:
+        return _free_in(device, "self")
+    free = _free_in(device, "1")  # where the system's own limits are, such as a container's
+    return None if free is None else min([free, *limits])
+
+
+def _free_in(device: Device, process: str) -> int | None:
+    membership = device.path(f"proc/{process}/cgroup")
+    return available_memory(device.path("sys/fs/cgroup"), membership, device.path("proc/meminfo"))
+
+
+def _parent(device: Device, pid: int) -> str:
+    """The daemon's process: its worker's own cgroup has the limits of that worker alone."""
+    lines = device.read(f"proc/{pid}/status").splitlines()
+    return next((line.split()[1] for line in lines if line.startswith("PPid:")), "self")
+
+
 def judge_memory(facts: Memory) -> Finding:
     if facts.missing:
         return skip(f"not known without {' and '.join(facts.missing)}: see the line on models")
+    if facts.is_silent:
+        return skip("edged runs, and what its workers hold is not known without its status: see the line on the port")
     if facts.available is None:
         return skip("the system does not say how much memory is free")
     room = int(facts.available * (1 - KEEP_FREE_SHARE))
@@ -203,13 +248,17 @@ READ_BYTES = 1 << 20
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """A model's file against its sum. ``found`` is None when it was not read to its end in time."""
+    """A model's file against its sum. ``found`` is None when it was not read to its end in time.
+
+    ``again`` is how the file comes anew.
+    """
 
     name: str
     expected: str
     found: str | None
     problem: str = ""
     fix: str = ""
+    again: str = ""
 
 
 def read_checksums(device: Device) -> tuple[Checked, ...]:
@@ -222,10 +271,9 @@ def _checked(choice: Choice, until: float) -> Checked:
         return Checked(choice.name, "", None, choice.problem, choice.fix)
     try:
         read_header(choice.path)
-        return Checked(choice.name, choice.sha256, _sha256(choice.path, until))
+        return Checked(choice.name, choice.sha256, _sha256(choice.path, until), again=choice.again)
     except EdgedError as error:
-        fix = error.hint if choice.name == str(choice.path) else f"edged models pull {choice.name}"
-        return Checked(choice.name, "", None, error.message, fix)
+        return Checked(choice.name, "", None, error.message, choice.again or error.hint)
     except OSError as error:
         problem = f"{choice.path} cannot be read: {error.strerror}"
         return Checked(choice.name, "", None, problem, f"sudo chmod a+r {choice.path}")
@@ -246,9 +294,8 @@ def judge_checksums(models: tuple[Checked, ...]) -> Finding:
     wrong = [model for model in models if model.expected and model.found and model.found != model.expected]
     if wrong:
         names = " ".join(model.name for model in wrong)
-        return fail(
-            f"{names}: the file is not what was installed; the disk may be failing", f"edged models pull {names}"
-        )
+        what = f"{names}: the file is not what was installed; the disk may be failing"
+        return fail(what, " && ".join(model.again for model in wrong))
     for model in models:
         if model.problem:
             return warn(model.problem, model.fix)

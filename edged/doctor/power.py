@@ -1,5 +1,6 @@
 """Checks of what slows the processor down: frequency governor, heat, supply voltage."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 
@@ -109,28 +110,43 @@ UNDER_VOLTAGE_BEFORE = 1 << 16
 
 
 class Supply(msgspec.Struct, frozen=True):
-    """``alarm`` of the kernel's voltage monitor; ``throttled`` are the bits of ``vcgencmd get_throttled``."""
+    """``alarm`` of the kernel's voltage monitor; ``throttled`` are the bits of ``vcgencmd get_throttled``.
+
+    ``knows_history``: those that tell of the past reach back to the last start.
+    """
 
     alarm: bool | None
     throttled: int | None
+    knows_history: bool = True
 
 
 def read_supply(device: Device) -> Supply:
-    """The driver raspberrypi-hwmon is named rpi_volt; the firmware's bits are in sysfs or come by a command."""
+    """The driver raspberrypi-hwmon is named rpi_volt. The firmware's bits come by a command, which the group video may
+    use, and from sysfs: there the driver has those of the past cleared every two seconds.
+    """
     alarms = [
         device.number(folder / "in0_lcrit_alarm")
         for folder in device.glob("sys/class/hwmon/hwmon*")
         if device.read(folder / "name") == "rpi_volt"
     ]
     known = [alarm for alarm in alarms if alarm is not None]
-    return Supply(any(known) if known else None, _throttled(device))
+    alarm = any(known) if known else None
+    told = _bits(_ask_firmware(device))
+    if told is not None:
+        return Supply(alarm, told)
+    files = device.glob("sys/devices/platform/soc*/*firmware/get_throttled")  # a Pi 5 has soc@107c000000:firmware
+    return Supply(alarm, next((_bits(device.read(file)) for file in files), None), knows_history=False)
 
 
-def _throttled(device: Device) -> int | None:
+def _ask_firmware(device: Device) -> str:
+    if device.model.startswith("Raspberry Pi"):
+        with contextlib.suppress(TimeoutError):
+            return device.run(thermal.VCGENCMD) or ""
+    return ""
+
+
+def _bits(said: str) -> int | None:
     """sysfs has hexadecimal digits alone, the command ``throttled=0x50005``."""
-    said = device.read("sys/devices/platform/soc/soc:firmware/get_throttled")
-    if not said and device.model.startswith("Raspberry Pi"):
-        said = device.run(thermal.VCGENCMD) or ""
     try:
         return int(said.strip().removeprefix("throttled="), 16)
     except ValueError:
@@ -145,7 +161,10 @@ def judge_supply(facts: Supply) -> Finding:
     if facts.alarm or bits & thermal.UNDER_VOLTAGE_NOW:
         return fail("the supply voltage is too low now: the processor is slowed down, and writes may be lost", fix)
     if bits & UNDER_VOLTAGE_BEFORE:
-        return warn("the supply voltage was too low since the last start", fix)
+        when = "since the last start" if facts.knows_history else "a moment ago"
+        return warn(f"the supply voltage was too low {when}", fix)
     if bits & SLOWED_NOW:
         return warn("the firmware has slowed the processor down", "let it cool: see the line on heat")
-    return ok("never too low since the last start" if facts.throttled is not None else "not too low")
+    if facts.knows_history and facts.throttled is not None:
+        return ok("never too low since the last start")
+    return ok("not too low now; what was before needs the group video: sudo vcgencmd get_throttled")

@@ -1,17 +1,15 @@
 """Checks of edged as a program on this device: its port, and its systemd unit."""
 
-import contextlib
 import errno
-import os
-import pwd
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from edged.config import Config, split_listen
-from edged.doctor.device import Device
+from edged.doctor.device import Device, Reach
 from edged.doctor.finding import Finding, fail, ok, skip, warn
+from edged.doctor.systemd import SOCKET, UNIT, is_me, show
 from edged.errors import ConfigError
 from edged.gateway.http import bind
 
@@ -19,34 +17,50 @@ from edged.gateway.http import bind
 
 
 class Port(msgspec.Struct, frozen=True):
-    """Who has ``http.listen``: edged of this ``version``, nobody, or others (then ``error`` is the errno)."""
+    """Who has ``http.listen``: edged of this ``version``, nobody, or others (then ``error`` is the errno).
+
+    ``reach`` is what is known of an edged that did not say its version.
+    """
 
     listen: str
     version: str
     error: int
     said: str
+    reach: Reach = Reach.NOBODY
 
 
 def read_port(device: Device) -> Port:
-    listen, status = device.config.http.listen, device.daemon.status
+    listen, status, reach = device.config.http.listen, device.daemon.status, device.daemon.reach
     if status is not None:
         return Port(listen, status.version, 0, "")
+    if reach in (Reach.CLOSED, Reach.RUNS):
+        return Port(listen, "", 0, device.daemon.problem, reach)
     try:
         bind(*split_listen(listen)).close()
     except ConfigError as error:
         cause = error.__cause__
         number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EINVAL
         said = device.daemon.problem if number == errno.EADDRINUSE else error.message
-        return Port(listen, "", number, said)
-    return Port(listen, "", 0, "")
+        return Port(listen, "", number, said, reach)
+    return Port(listen, "", 0, "", reach)
 
 
 def judge_port(facts: Port) -> Finding:
-    port = facts.listen.rpartition(":")[2]
     if facts.version:
         return ok(f"edged {facts.version} serves at {facts.listen}")
-    if not facts.error:
-        return ok(f"{facts.listen} is free; edged does not run")
+    if facts.reach is Reach.CLOSED:
+        return skip(f"edged serves at {facts.listen}, but {facts.said}: run the doctor as a user who may read the key")
+    if facts.reach is Reach.RUNS:
+        what = f"edged runs, but does not say how it is at {facts.listen}: {facts.said}"
+        return warn(what, f"try again once it has started; journalctl -b -n 50 -u {UNIT} says what it does")
+    return _judge_binding(facts) if facts.error else ok(f"{facts.listen} is free; edged does not run")
+
+
+def _judge_binding(facts: Port) -> Finding:
+    """Why the port cannot be had, where it is not the running edged's."""
+    port = facts.listen.rpartition(":")[2]
+    if facts.error == errno.EADDRINUSE and facts.reach is Reach.WAITS:
+        return ok(f"{facts.listen} is held by {SOCKET}: {facts.said}")
     if facts.error == errno.EADDRINUSE:
         fix = f"sudo ss -ltnp 'sport = :{port}' names the program; stop it, or set http.listen to another port"
         return fail(f"{facts.listen} is taken: {facts.said}", fix)
@@ -59,9 +73,8 @@ def judge_port(facts: Port) -> Finding:
 
 # --- systemd unit ----------------------------------------------------------------------------------
 
-UNIT = "edged.service"
 PROPERTIES = (
-    *("LoadState", "ActiveState", "UnitFileState", "Result", "NRestarts", "NeedDaemonReload"),
+    *("LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "NRestarts", "NeedDaemonReload"),
     *("User", "ProtectSystem", "ProtectHome", "ReadWritePaths", "StateDirectory"),
 )
 HIDDEN_BY_PROTECT_HOME = ("/home", "/root", "/run/user")
@@ -80,20 +93,11 @@ class Unit(msgspec.Struct, frozen=True):
 
 
 def read_unit(device: Device) -> Unit:
-    if not device.path("run/systemd/system").is_dir():
-        return Unit({})
-    said = device.run(["systemctl", "show", UNIT, f"--property={','.join(PROPERTIES)}"]) or ""
-    properties = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
-    if not _is_me(properties.get("User", "")):
+    properties = show(device, UNIT, PROPERTIES)
+    if not is_me(properties.get("User", "")):
         return Unit(properties)
     files = {name: str(path.resolve()) for name, path in _files(device.config).items() if path is not None}
     return Unit(properties, str(device.config.home.resolve()), files)
-
-
-def _is_me(user: str) -> bool:
-    with contextlib.suppress(KeyError):
-        return pwd.getpwnam(user).pw_uid == os.geteuid()
-    return False
 
 
 def _files(config: Config) -> dict[str, Path | None]:
@@ -114,7 +118,7 @@ def _files(config: Config) -> dict[str, Path | None]:
 def judge_unit(facts: Unit) -> Finding:
     state = facts.properties
     if not state:
-        return skip("systemd does not run here")
+        return skip("systemd does not run here, or does not answer")
     if state.get("LoadState") == "not-found":
         return skip("edged is not installed as a service")
     if state.get("LoadState") != "loaded":
@@ -147,16 +151,26 @@ def _is_below(path: str, folders: Iterable[str]) -> bool:
 
 
 def _judge_loaded(state: Mapping[str, str]) -> Finding:
-    active, restarts = state.get("ActiveState", ""), int(state.get("NRestarts") or 0)
-    if active == "failed":
-        return fail(f"{UNIT} has failed: {state.get('Result')}", f"journalctl -b -n 50 -u {UNIT}")
+    restarts = int(state.get("NRestarts") or 0)
+    if trouble := _trouble(state, restarts):
+        return fail(f"{UNIT} {trouble}: {state.get('Result')}", f"journalctl -b -n 50 -u {UNIT}")
     if state.get("NeedDaemonReload") == "yes":
         fix = f"sudo systemctl daemon-reload && sudo systemctl restart {UNIT}"
         return warn(f"{UNIT} was changed on the disk after it was loaded", fix)
     if state.get("UnitFileState") == "disabled":
         return warn(f"{UNIT} does not start with the device", f"sudo systemctl enable {UNIT}")
-    if active == "inactive":
+    if state.get("ActiveState") == "inactive":
         return warn(f"{UNIT} does not run", f"sudo systemctl start {UNIT}")
     if restarts:
         return warn(f"{UNIT} was restarted {restarts} times by systemd", f"journalctl -b -u {UNIT} | grep -i error")
-    return ok(f"{UNIT} is {active}")
+    return ok(f"{UNIT} is {state.get('ActiveState')}")
+
+
+def _trouble(state: Mapping[str, str], restarts: int) -> str:
+    """Where its starts have no limit, a unit never has failed: it waits between two of them, or starts once more."""
+    active, is_well = state.get("ActiveState"), state.get("Result", "success") == "success"
+    if active == "failed":
+        return "has failed"
+    if state.get("SubState", "").startswith("auto-restart") or (active == "activating" and (restarts or not is_well)):
+        return f"ended by itself and is to start again ({restarts} times so far)"
+    return ""

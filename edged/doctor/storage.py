@@ -7,6 +7,7 @@ import os
 import pwd
 import sqlite3
 import stat
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,15 +15,37 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from edged.config import Config
+from edged.doctor import systemd
 from edged.doctor.device import Device
 from edged.doctor.finding import Finding, fail, ok, skip, warn
+from edged.runtime import home as homes
 
 MEGABYTE = 1_000_000
 
 
 def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists: where it would be made."""
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    # Path.is_dir() raises for one below a folder that this user may not look into.
+    return next(place for place in (folder, *folder.parents) if os.path.isdir(place))  # noqa: PTH112
+
+
+class Servant(msgspec.Struct, frozen=True):
+    """Whom edged runs as: the unit's user, or, without a unit, who looks. ``is_me``: the doctor runs as that user, so
+    what the doctor may not, edged may not.
+    """
+
+    user: str
+    is_me: bool
+
+
+def read_servant(device: Device) -> Servant:
+    user = systemd.user_of_unit(device)
+    return Servant(_user_name(os.geteuid()), is_me=True) if user is None else Servant(user, systemd.is_me(user))
+
+
+def hand_over(folder: str, user: str) -> str:
+    """The command that makes a folder, where it is missing, and gives it to edged's user."""
+    return f"sudo mkdir -p {folder} && sudo chown -R {user}: {folder} && sudo chmod u+rwx {folder}"
 
 
 # --- room ------------------------------------------------------------------------------------------
@@ -62,12 +85,17 @@ VOLATILE = frozenset({"tmpfs", "ramfs"})
 
 
 class Flushes(msgspec.Struct, frozen=True):
-    """How long each flush of a written block took; ``error`` is the errno that ended it, 0 for none."""
+    """How long each flush of a written block took; ``error`` is the errno that ended it, 0 for none.
+
+    ``folder`` is the nearest one of ``home`` that is there.
+    """
 
     folder: str
     filesystem: str
     seconds: tuple[float, ...]
     error: int = 0
+    home: str = ""
+    servant: Servant = Servant("edged", is_me=False)
 
 
 def read_flushes(device: Device) -> Flushes:
@@ -75,27 +103,24 @@ def read_flushes(device: Device) -> Flushes:
     filesystem = _mount_of(folder, _mounts(device)).filesystem
     seconds: list[float] = []
     try:
-        seconds.extend(_flush_times(folder / f".doctor-{os.getpid()}"))
+        seconds.extend(_flush_times(folder))
     except OSError as error:
-        return Flushes(str(folder), filesystem, (), error.errno or errno.EIO)
+        number, home = error.errno or errno.EIO, str(device.config.home)
+        return Flushes(str(folder), filesystem, (), number, home, read_servant(device))
     return Flushes(str(folder), filesystem, tuple(seconds))
 
 
-def _flush_times(file: Path) -> Iterator[float]:
-    """Appends to a file of ours, as a write-ahead log does, and removes it."""
+def _flush_times(folder: Path) -> Iterator[float]:
+    """Appends to a file of ours, as a write-ahead log does. It has no name: cut off at any time, it leaves nothing."""
     block, until = os.urandom(FLUSH_BYTES), time.monotonic() + FLUSH_BUDGET_SECONDS
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for _ in range(FLUSHES):
             begun = time.monotonic()
-            os.write(descriptor, block)
-            os.fsync(descriptor)
+            file.write(block)
+            os.fsync(file.fileno())
             yield time.monotonic() - begun
             if time.monotonic() > until:
                 return
-    finally:
-        os.close(descriptor)
-        file.unlink()
 
 
 def judge_flushes(facts: Flushes) -> Finding:
@@ -105,7 +130,7 @@ def judge_flushes(facts: Flushes) -> Finding:
     events a second, and an alarm waits longer for the disk than for the model's first word.
     """
     if facts.error in (errno.EACCES, errno.EPERM):
-        return skip(f"{facts.folder} is not writable for this user; run it as edged's: sudo -u edged edged doctor")
+        return _judge_refused(facts)
     if facts.error:
         what = f"{facts.folder} cannot be written: {os.strerror(facts.error)}"
         return fail(what, "see 'sudo dmesg | tail'; after an error of the disk it may be mounted read-only")
@@ -118,6 +143,13 @@ def judge_flushes(facts: Flushes) -> Finding:
     if p99 >= SLOW_FLUSH_SECONDS:
         return fail(what, fix)
     return warn(what, fix) if p99 >= FAST_FLUSH_SECONDS else ok(what)
+
+
+def _judge_refused(facts: Flushes) -> Finding:
+    user = facts.servant.user
+    if not facts.servant.is_me:
+        return skip(f"{facts.folder} is not writable for this user; run it as edged's: sudo -u {user} edged doctor")
+    return fail(f"{user}, whom edged runs as, cannot write to {facts.folder}", hand_over(facts.home, user))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -205,7 +237,8 @@ class Kept(msgspec.Struct, frozen=True):
 class Permissions(msgspec.Struct, frozen=True, kw_only=True):
     """What is there of the home, and whether ``others_reach_home`` through the folders above it.
 
-    ``owner_name`` is the home's owner's; ``user`` is the id of who looks.
+    ``owner_name`` is the home's owner's; ``user`` is the id of who looks. ``refusal`` says why who looks could not use
+    the home, at ``place``.
     """
 
     home: Kept | None
@@ -214,13 +247,17 @@ class Permissions(msgspec.Struct, frozen=True, kw_only=True):
     others_reach_home: bool = True
     owner_name: str = ""
     user: int = 0
+    place: str = ""
+    refusal: str = ""
+    servant: Servant = Servant("edged", is_me=False)
 
 
 def read_permissions(device: Device) -> Permissions:
-    config = device.config
-    home = _kept(config.home)
+    config, servant = device.config, read_servant(device)
+    home, place = _kept(config.home), str(config.home)
+    refusal = next((error.message for error in homes.refusals(config)), "")
     if home is None:
-        return Permissions(home=None)
+        return Permissions(home=None, place=place, refusal=refusal, servant=servant)
     files = [_kept(file) for file in _private_files(config)]
     return Permissions(
         home=home,
@@ -229,6 +266,9 @@ def read_permissions(device: Device) -> Permissions:
         others_reach_home=all(folder.stat().st_mode & stat.S_IXOTH for folder in config.home.absolute().parents),
         owner_name=_user_name(home.owner),
         user=os.geteuid(),
+        place=place,
+        refusal=refusal,
+        servant=servant,
     )
 
 
@@ -253,12 +293,14 @@ def _user_name(user: int) -> str:
 
 
 def judge_permissions(facts: Permissions) -> Finding:
-    home = facts.home
+    home, servant = facts.home, facts.servant
+    if facts.refusal and servant.is_me and (home is None or home.owner != facts.user):  # of one's own, 'disk' knows why
+        return fail(f"{facts.refusal}, and edged runs as {servant.user}", hand_over(facts.place, servant.user))
     if home is None:
         return skip("the home is not there yet, or not for this user; it is made at the first start")
     good = ok(f"{home.path} is {facts.owner_name}'s alone")
-    if facts.user not in (0, home.owner):
-        good = skip(f"the home is {facts.owner_name}'s: sudo -u {facts.owner_name} edged doctor sees all of it")
+    if facts.user not in (0, home.owner) and not servant.is_me:
+        good = skip(f"the home is edged's, not this user's: sudo -u {servant.user} edged doctor sees all of it")
     return next(_too_open(facts, home), good)
 
 

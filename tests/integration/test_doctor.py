@@ -1,12 +1,13 @@
 """`edged doctor` as a program, beside real brokers and a real daemon."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,95 @@ def test_an_open_broker_is_right_and_keeps_no_session_of_the_doctors(mosquitto: 
     assert session_present(mosquitto, "d-doctor") is True  # as it would be, had the doctor left one
 
 
+def test_an_interrupted_doctor_leaves_no_session_that_questions_could_queue_up_in(
+    mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(client: paho.Client, _version: str) -> None:
+        connection = client.socket()
+        assert connection is not None
+        connection.close()
+
+    monkeypatch.setattr(broker, "_leave", cut_off)
+    assert ask_broker(mosquitto.url, client_id="d").level is Level.OK
+    mosquitto.until_logged("Client d-doctor", times=2)  # their ends
+    assert session_present(mosquitto, "d-doctor") is False
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_no_question_of_the_fleet_is_dealt_to_the_doctor(mosquitto: Mosquitto, protocol: str) -> None:
+    topics = [{"filter": "$share/boxes/plant/+", "question": "?"}]
+    found = ask_broker(mosquitto.url, topics, client_id="d", query_topic="$share/boxes/ask", protocol=protocol)
+    assert found.level is Level.OK
+    mosquitto.until_logged("plant/+ (QoS 0)", times=1)
+    asked = [line.split()[-3] for line in mosquitto.log if line.endswith("(QoS 0)")]
+    assert asked == ["ask", "plant/+"]
+
+
+@contextlib.contextmanager
+def broker_that(subscribed: bytes | None, *, connected: bytes = b"\x20\x03\x00\x00\x00") -> Iterator[str]:
+    """The URL of a broker that answers CONNECT like that, and SUBSCRIBE, or hangs up on it (None)."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    answer(connection)
+
+    def answer(connection: socket.socket) -> None:
+        while packet := connection.recv(4096):
+            if packet[0] == 0x10:
+                connection.sendall(connected)
+            elif packet[0] == 0x82:
+                if subscribed is None:
+                    return
+                connection.sendall(subscribed)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"mqtt://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+@pytest.mark.parametrize("subscribed", [None, b""])
+def test_a_broker_that_hangs_up_on_a_subscription_or_does_not_answer_it_refuses_it(
+    monkeypatch: pytest.MonkeyPatch, subscribed: bytes | None
+) -> None:
+    monkeypatch.setattr(broker, "ANSWER_SECONDS", 0.5)
+    with broker_that(subscribed) as url:
+        found = ask_broker(url, query_topic="ask")
+    assert found.level is Level.FAIL
+    assert "refuses edged the topics ask (no answer)" in found.what
+
+
+def test_a_broker_without_shared_subscriptions_is_told_from_their_filters() -> None:
+    says_so = b"\x20\x05\x00\x00\x02\x2a\x00"  # MQTT 5.0, section 3.2.2.3.13
+    with broker_that(b"", connected=says_so) as url:
+        found = ask_broker(url, query_topic="$share/boxes/ask")
+    assert found.level is Level.FAIL
+    assert "$share/boxes/ask (no shared subscriptions)" in found.what
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_a_broker_whose_name_nobody_resolves_fails_in_time(monkeypatch: pytest.MonkeyPatch, is_silent: bool) -> None:
+    for_ever = threading.Event()
+
+    def resolve(*_: Any, **__: Any) -> Any:
+        if is_silent:
+            for_ever.wait()
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(broker, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    found = ask_broker("mqtt://broker.example")
+    for_ever.set()
+    assert found.level is Level.FAIL
+    assert "the name broker.example cannot be resolved" in found.what
+    assert ("no answer within" if is_silent else "not known") in found.what
+
+
 @pytest.fixture
 def guarded(make_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> Mosquitto:
     """A broker with one user, edged, whose password is right."""
@@ -218,3 +308,8 @@ def test_a_command_that_is_missing_or_fails_says_nothing() -> None:
     assert run_command(["no-such-command"]) is None
     assert run_command(["false"]) is None
     assert run_command(["echo", "text"]) == "text\n"
+
+
+def test_a_command_that_does_not_end_is_no_missing_one() -> None:
+    with pytest.raises(TimeoutError, match="sleep does not end within 0 s"):
+        run_command(["sleep", "60"], 0.1)

@@ -12,13 +12,13 @@ from edged.config import Mqtt
 from edged.doctor import broker, kernel, models, power, probe, service, storage
 from edged.doctor.broker import Broker, Reply
 from edged.doctor.checks import CHECKS, Check, carry_out, count
-from edged.doctor.device import Device
+from edged.doctor.device import Device, Reach
 from edged.doctor.finding import Finding, Level, ok, skip
 from edged.doctor.models import Build, Checked, Memory
 from edged.doctor.power import Policy, Supply, Temperatures
 from edged.doctor.probe import Probe
 from edged.doctor.service import Port, Unit
-from edged.doctor.storage import Flushes, Kept, Permissions, Room, Sqlite, Swap
+from edged.doctor.storage import Flushes, Kept, Permissions, Room, Servant, Sqlite, Swap
 from edged.hardware.thermal import Heat, Zone
 from edged.probe.sample import Cost, NodeSample, Sample, Step
 
@@ -83,6 +83,13 @@ def test_low_voltage_now_fails_and_earlier_warns(alarm: bool | None, throttled: 
     assert power.judge_supply(Supply(alarm, throttled)).level is level
 
 
+def test_of_the_supplys_past_only_the_firmware_itself_is_believed() -> None:
+    told, untold = (power.judge_supply(Supply(False, 0, knows_history=known)) for known in (True, False))
+    assert told.what == "never too low since the last start"
+    assert (untold.level, "since" in untold.what, "group video" in untold.what) == (Level.OK, False, True)
+    assert "a moment ago" in power.judge_supply(Supply(False, 0x50000, knows_history=False)).what
+
+
 # --- storage ---------------------------------------------------------------------------------------
 
 
@@ -102,11 +109,21 @@ def test_a_home_in_memory_is_a_warning_however_fast() -> None:
     assert storage.judge_flushes(Flushes("/run/edged", "tmpfs", (1e-6,))).level is Level.WARN
 
 
+EDGED, SOMEBODY = Servant("edged", is_me=True), Servant("edged", is_me=False)
+GIVE_TO_EDGED = "sudo mkdir -p /data/edged && sudo chown -R edged: /data/edged && sudo chmod u+rwx /data/edged"
+
+
 @pytest.mark.parametrize(
     ("error", "level"), [(errno.EACCES, Level.SKIP), (errno.EROFS, Level.FAIL), (errno.EIO, Level.FAIL)]
 )
 def test_a_disk_that_cannot_be_written_fails_unless_this_user_merely_may_not(error: int, level: Level) -> None:
-    assert storage.judge_flushes(Flushes("/home", "ext4", (), error)).level is level
+    assert storage.judge_flushes(Flushes("/home", "ext4", (), error, servant=SOMEBODY)).level is level
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM])
+def test_a_disk_that_edged_itself_may_not_write_fails_and_the_home_is_given_to_it_not_what_is_above(error: int) -> None:
+    found = storage.judge_flushes(Flushes("/data", "ext4", (), error, "/data/edged", EDGED))
+    assert (found.level, found.fix) == (Level.FAIL, GIVE_TO_EDGED)
 
 
 @given(st.lists(st.floats(0, 10), min_size=1), st.floats(0.01, 1.0))
@@ -166,6 +183,21 @@ def test_what_others_cannot_reach_may_have_any_mode() -> None:
 def test_a_database_of_another_user_than_the_home_fails() -> None:
     found = permissions(files=(Kept(EVENTS.path, 0o640, 0),))
     assert (found.level, found.fix) == (Level.FAIL, "sudo chown -R edged: /var/lib/edged")
+
+
+def test_a_home_of_another_user_that_edged_may_not_use_fails_with_the_command_that_gives_it_to_edged() -> None:
+    facts = {"place": "/data/edged", "refusal": "cannot use the home", "files": (), "servant": EDGED}
+    roots = Kept("/data/edged", 0o755, 0)
+    for home in (roots, None):
+        found = permissions(home=home, **facts)
+        assert (found.level, found.fix) == (Level.FAIL, GIVE_TO_EDGED)
+    assert permissions(home=roots, **{**facts, "servant": SOMEBODY}).level is Level.SKIP
+    assert permissions(home=roots, **{**facts, "refusal": ""}).level is Level.OK  # by its group, say
+
+
+def test_who_is_not_edged_is_told_to_be_edged_and_not_the_homes_owner() -> None:
+    found = permissions(home=Kept("/data/edged", 0o755, 0), files=(), owner_name="root", user=1000, servant=SOMEBODY)
+    assert (found.level, "sudo -u edged edged doctor" in found.what) == (Level.SKIP, True)
 
 
 def test_a_user_who_is_neither_root_nor_the_owner_is_told_that_not_all_is_seen() -> None:
@@ -286,6 +318,11 @@ def test_a_build_without_instructions_that_are_there_warns_and_one_that_does_not
     assert level is not Level.WARN or "DOTPROD, FP16_VA" in found.what
 
 
+def test_a_build_that_is_only_slow_to_load_is_no_failure() -> None:
+    found = models.judge_build(Build(PI_5, None, is_late=True))
+    assert (found.level, "within 9 s" in found.what) == (Level.SKIP, True)
+
+
 def memory(available: int | None, **facts: Any) -> Finding:
     return models.judge_memory(
         Memory(
@@ -326,6 +363,7 @@ def test_the_context_proposed_really_makes_the_models_fit(available: int) -> Non
 def test_without_a_model_or_without_a_word_of_the_kernel_nothing_is_said_of_memory() -> None:
     assert memory(None).level is Level.SKIP
     assert memory(10**10, missing=("tiny",)).level is Level.SKIP
+    assert memory(10**10, is_silent=True).level is Level.SKIP
 
 
 @pytest.mark.parametrize(
@@ -339,6 +377,14 @@ def test_without_a_model_or_without_a_word_of_the_kernel_nothing_is_said_of_memo
 )
 def test_another_content_than_was_installed_fails_before_all_else(found: list[Checked], level: Level) -> None:
     assert models.judge_checksums(tuple(found)).level is level
+
+
+def test_each_wrong_file_comes_again_on_its_own_way() -> None:
+    wrong = (
+        Checked("a", "1", "2", again="edged models pull a"),
+        Checked("b", "1", "2", again="edged models import FILE --name b"),
+    )
+    assert models.judge_checksums(wrong).fix == "edged models pull a && edged models import FILE --name b"
 
 
 # --- broker ----------------------------------------------------------------------------------------
@@ -355,6 +401,11 @@ def granted(version: str = "5", **limits: Any) -> Reply:
 def test_an_unreachable_broker_fails_and_a_broker_that_is_not_wanted_is_skipped() -> None:
     assert broker_says(None, "Connection refused").level is Level.FAIL
     assert broker_says(None, enabled=False).level is Level.SKIP
+
+
+def test_a_broker_whose_name_has_no_address_fails_with_the_name_server_to_mend() -> None:
+    found = broker.judge_broker(Broker(Mqtt(), None, "the name x cannot be resolved", has_address=False))
+    assert (found.level, "name server" in found.fix) == (Level.FAIL, True)
 
 
 @pytest.mark.parametrize("code", [134, 135])
@@ -409,6 +460,21 @@ def test_a_port_is_free_or_ours_or_a_failure(version: str, error: int, level: Le
     assert part in found.what
 
 
+@pytest.mark.parametrize(
+    ("reach", "error", "level", "part"),
+    [
+        (Reach.RUNS, 0, Level.WARN, "edged runs, but does not say"),
+        (Reach.CLOSED, 0, Level.SKIP, "edged serves at"),
+        (Reach.WAITS, errno.EADDRINUSE, Level.OK, "held by edged.socket"),
+        (Reach.STRANGER, errno.EADDRINUSE, Level.FAIL, "taken"),
+        (Reach.SILENT, errno.EADDRINUSE, Level.FAIL, "taken"),
+    ],
+)
+def test_an_edged_that_does_not_answer_is_no_other_program(reach: Reach, error: int, level: Level, part: str) -> None:
+    found = service.judge_port(Port("127.0.0.1:3000", "", error, "no answer", reach))
+    assert (found.level, part in found.what, "stop it" in found.fix) == (level, True, level is Level.FAIL)
+
+
 RUNNING = {
     "LoadState": "loaded",
     "ActiveState": "active",
@@ -430,10 +496,20 @@ RUNNING = {
         ({"UnitFileState": "disabled"}, Level.WARN),
         ({"NeedDaemonReload": "yes"}, Level.WARN),
         ({"NRestarts": "3"}, Level.WARN),
+        ({"ActiveState": "activating", "SubState": "start"}, Level.OK),
+        ({"ActiveState": "activating", "SubState": "start", "NRestarts": "4711"}, Level.FAIL),
+        ({"ActiveState": "activating", "SubState": "auto-restart"}, Level.FAIL),  # it ended without an error
+        ({"ActiveState": "activating", "SubState": "start-pre", "Result": "exit-code"}, Level.FAIL),
     ],
 )
 def test_a_failed_unit_fails_and_one_that_is_not_as_it_should_be_warns(changed: dict[str, str], level: Level) -> None:
     assert service.judge_unit(Unit({**RUNNING, **changed})).level is level
+
+
+def test_a_unit_that_ends_again_and_again_says_by_what_and_how_often() -> None:
+    crashing = {"ActiveState": "activating", "SubState": "auto-restart", "Result": "exit-code", "NRestarts": "4711"}
+    found = service.judge_unit(Unit({**RUNNING, **crashing}))
+    assert found.what == "edged.service ended by itself and is to start again (4711 times so far): exit-code"
 
 
 CONFINED = {"ProtectSystem": "strict", "ProtectHome": "yes", "StateDirectory": "edged", "ReadWritePaths": ""}
@@ -489,10 +565,15 @@ def test_a_check_that_hangs_is_a_warning_and_one_that_breaks_a_skip_and_the_othe
     def broken(_device: Device) -> Finding:
         raise ZeroDivisionError("of a check")
 
-    checks = [Check("a", "", hang), Check("b", "", broken), Check("c", "", lambda _device: ok("well"))]
+    checks = [
+        Check("a", "", hang, when_late="knock harder"),
+        Check("b", "", broken),
+        Check("c", "", lambda _device: ok("well")),
+    ]
     found = dict(carry_out(checks, NO_DEVICE, seconds=0.05))
     for_ever.set()
     assert [found[name].level for name in "abc"] == [Level.WARN, Level.SKIP, Level.OK]
+    assert found["a"].fix == "knock harder"
     assert "ZeroDivisionError: of a check" in found["b"].what
 
 

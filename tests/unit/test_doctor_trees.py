@@ -1,17 +1,26 @@
 """The doctor on whole devices: file systems as a Pi 5, a Pi 4, a Jetson Orin and a PC show them."""
 
+import dataclasses
+import errno
+import hashlib
+import os
+import socket
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edged.config import Config, load
-from edged.doctor import kernel, power, storage
+from edged.doctor import kernel, models, power, storage
 from edged.doctor.checks import CHECKS
-from edged.doctor.device import Daemon, Device
+from edged.doctor.device import Daemon, Device, Reach
 from edged.doctor.finding import Finding, Level
 from edged.gateway import wire
+from edged.models.landing import write_record
 from tests.daemon_process import fake_models
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -105,7 +114,10 @@ MakeDevice = Callable[..., Device]
 
 @pytest.fixture
 def device(tmp_path: Path) -> MakeDevice:
-    """``device(tree, output={"vcgencmd": "throttled=0x0"})``: a device with these files and commands."""
+    """``device(tree, output={"vcgencmd": "throttled=0x0"})``: a device with these files and commands.
+
+    A command's output may also stand under its first three words.
+    """
 
     def make(
         tree: Mapping[str, str],
@@ -121,8 +133,10 @@ def device(tmp_path: Path) -> MakeDevice:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
 
-        def run(command: Sequence[str]) -> str | None:
-            return (output or {}).get(command[0])
+        def run(command: Sequence[str], seconds: float = 1.0) -> str | None:
+            del seconds
+            said = output or {}
+            return said.get(" ".join(command[:3]), said.get(command[0]))
 
         config = config or load(None, {}, {"home": str(tmp_path / "home"), "cache": str(tmp_path / "cache")})
         return Device(config, daemon, root, run, page_bytes)
@@ -212,10 +226,18 @@ def test_every_check_says_something_of_every_device(device: MakeDevice, tmp_path
             assert check.examine(device(tree, config=config)).what
 
 
-def test_the_firmwares_bits_are_read_from_sysfs_where_they_are_there(device: MakeDevice) -> None:
-    bits = {"sys/devices/platform/soc/soc:firmware/get_throttled": "50005\n"}
-    assert power.read_supply(device({**PI_4, **bits})).throttled == 0x50005
-    assert power.read_supply(device(PC, output={"vcgencmd": "throttled=0x1"})).throttled == 0x50005
+@pytest.mark.parametrize("folder", ["soc/soc:firmware", "soc@107c000000/soc@107c000000:firmware"])
+def test_the_firmware_is_asked_before_sysfs_which_forgets_the_past(device: MakeDevice, folder: str) -> None:
+    pi = {**PI_4, f"sys/devices/platform/{folder}/get_throttled": "0\n"}
+    asked = power.read_supply(device(pi, output={"vcgencmd": "throttled=0x50000\n"}))
+    assert (asked.throttled, asked.knows_history) == (0x50000, True)
+    read = power.read_supply(device(pi))
+    assert (read.throttled, read.knows_history) == (0, False)
+
+
+def test_a_firmware_that_hangs_leaves_the_kernels_alarm(device: MakeDevice) -> None:
+    pi = device(PI_4)
+    assert power.read_supply(dataclasses.replace(pi, run=hangs)).alarm is True
 
 
 def test_a_command_that_says_something_else_is_not_believed(device: MakeDevice) -> None:
@@ -228,8 +250,32 @@ def test_the_old_cgroups_are_recognised(device: MakeDevice) -> None:
     assert (facts.controllers, facts.is_v1) == (frozenset(), True)
 
 
-def test_a_synchronised_clock_is_known_by_the_mark_that_timesyncd_leaves(device: MakeDevice) -> None:
-    assert kernel.read_clock(device({"run/systemd/timesync/synchronized": ""})).is_synchronised is True
+@pytest.mark.parametrize(
+    ("kernel_says", "mark_age_hours", "is_synchronised"),
+    [
+        (True, None, True),
+        (True, 2000, True),
+        (False, 1, True),  # the battery-backed clock has local time
+        (False, 2000, False),
+        (False, -1, False),  # the clock was set back since
+        (False, None, False),
+        (None, 1, True),
+        (None, 2000, None),
+    ],
+)
+def test_timesyncds_mark_counts_for_hours_and_the_kernels_word_always(
+    device: MakeDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel_says: bool | None,
+    mark_age_hours: float | None,
+    is_synchronised: bool | None,
+) -> None:
+    monkeypatch.setattr(kernel, "_kernel_says_synchronised", lambda: kernel_says)
+    pi = device({} if mark_age_hours is None else {kernel.TIMESYNCD_MARK: ""})
+    if mark_age_hours is not None:
+        touched = time.time() - mark_age_hours * 3600
+        os.utime(pi.path(kernel.TIMESYNCD_MARK), (touched, touched))
+    assert kernel.read_clock(pi).is_synchronised is is_synchronised
 
 
 def test_a_home_on_a_mount_in_memory_is_noticed_through_the_innermost_mount(device: MakeDevice, tmp_path: Path) -> None:
@@ -240,7 +286,38 @@ def test_a_home_on_a_mount_in_memory_is_noticed_through_the_innermost_mount(devi
     facts = storage.read_flushes(device({"proc/self/mountinfo": mounts}))
     assert facts.filesystem == "tmpfs"
     assert len(facts.seconds) > 0
-    assert list(tmp_path.glob(".doctor-*")) == []
+
+
+def test_the_file_of_the_flushes_has_no_name_that_could_be_left_behind(
+    device: MakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: seen.extend(tmp_path.iterdir()))
+    assert len(storage.read_flushes(device({})).seconds) == storage.FLUSHES
+    assert set(seen) <= {tmp_path / "root"}
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_home_that_edged_cannot_use_fails_for_edged_and_is_skipped_for_others(
+    device: MakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    me = storage.read_servant(device({})).user
+    units = {
+        "no unit": {},
+        "unit of ours": {"systemctl": f"LoadState=loaded\nUser={me}\n"},
+        "unit of others": {"systemctl": "LoadState=loaded\nUser=nobody-here\n"},
+    }
+    tree = {"run/systemd/system/.keep": ""}
+    for name in ("permissions", "disk"):
+        found = {unit: finding(name, device(tree, output=output)) for unit, output in units.items()}
+        assert [found[unit].level for unit in units] == [Level.FAIL, Level.FAIL, Level.SKIP]
+        assert f"sudo chown -R {me}: {tmp_path / 'home'} &&" in found["unit of ours"].fix
+        assert "sudo -u" not in found["no unit"].what
 
 
 # --- models ----------------------------------------------------------------------------------------
@@ -266,24 +343,106 @@ def test_a_broken_model_file_is_said_with_its_path(device: MakeDevice, tmp_path:
     assert finding("models", device(PI_5, config=config)).level is Level.WARN
 
 
-def test_the_build_is_asked_of_the_running_daemon_first_and_else_of_a_child(device: MakeDevice) -> None:
+def running(*, chat: wire.WorkerBody | None = None, embed: wire.WorkerBody | None = None) -> Daemon:
     worker = wire.WorkerBody(model="tiny", state="ready")
-    status = wire.StatusBody(
-        status="ok",
-        version="0",
-        uptime=1.0,
-        model_loaded=True,
-        vector_store_ready=True,
-        conditions=[],
-        chat=worker,
-        embed=worker,
-        engine=wire.EngineBody(gpu=False, backends={"CPU": ["NEON", "DOTPROD", "FP16_VA"]}),
-        documents=0,
-        chunks=0,
-        events=wire.EventsBody(),
-        mqtt=wire.MqttBody(connected=False),
+    return Daemon(
+        wire.StatusBody(
+            status="ok",
+            version="0",
+            uptime=1.0,
+            model_loaded=True,
+            vector_store_ready=True,
+            conditions=[],
+            chat=chat or worker,
+            embed=embed or worker,
+            engine=wire.EngineBody(gpu=False, backends={"CPU": ["NEON", "DOTPROD", "FP16_VA"]}),
+            documents=0,
+            chunks=0,
+            events=wire.EventsBody(),
+            mqtt=wire.MqttBody(connected=False),
+        )
     )
-    assert finding("build", device(PI_5, daemon=Daemon(status))).level is Level.OK
+
+
+def test_a_configured_file_that_the_daemon_could_not_find_is_missing_whatever_is_installed(
+    device: MakeDevice, tmp_path: Path
+) -> None:
+    config = load(None, {}, {"home": str(tmp_path), **fake_models(tmp_path)})
+    assert config.chat.path is not None
+    config.chat.path.unlink()
+    serving = running(
+        chat=wire.WorkerBody(model=config.chat.model, state="missing"),
+        embed=wire.WorkerBody(model=config.embed.path.stem if config.embed.path else "", state="ready"),
+    )
+    found = finding("models", device(PI_5, config=config, daemon=serving))
+    assert (found.level, str(config.chat.path) in found.what) == (Level.WARN, True)
+
+
+def test_an_imported_model_with_another_content_is_to_be_imported_again(device: MakeDevice, tmp_path: Path) -> None:
+    overrides = fake_models(tmp_path)
+    config = load(None, {}, {"home": str(tmp_path), **overrides, "chat.path": None, "chat.model": "mine"})
+    file = config.models_dir / "mine.gguf"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes((tmp_path / "chat.gguf").read_bytes())
+    sha256 = hashlib.sha256(b"what was imported").hexdigest()
+    write_record(file, name="mine", kind="chat", sha256=sha256, source="/tmp/mine.gguf")
+    found = finding("models", device(PI_5, config=config))
+    assert (found.level, found.fix) == (Level.FAIL, "edged models import FILE --name mine")
+
+
+# A worker (50) of a daemon (40) in a unit that may take 600 MB, beside 7 GB that the device has free.
+CONFINED = {
+    "proc/meminfo": "MemAvailable:    7000000 kB\n",
+    "proc/self/cgroup": "0::/user.slice\n",
+    "proc/1/cgroup": "0::/init.scope\n",
+    "proc/40/cgroup": "0::/edged.slice/edged.service/daemon\n",
+    "proc/50/cgroup": "0::/edged.slice/edged.service/chat-50\n",
+    "proc/50/status": "Name:\tpython3\nPPid:\t40\n",
+    "sys/fs/cgroup/user.slice/memory.max": "300000000\n",
+    "sys/fs/cgroup/user.slice/memory.current": "0\n",
+    "sys/fs/cgroup/edged.slice/edged.service/memory.max": "600000000\n",
+    "sys/fs/cgroup/edged.slice/edged.service/memory.current": "200000000\n",
+    "sys/fs/cgroup/edged.slice/edged.service/chat-50/memory.max": "210000000\n",
+    "sys/fs/cgroup/edged.slice/edged.service/chat-50/memory.current": "200000000\n",
+}
+
+
+def test_memory_is_what_the_running_services_cgroup_leaves(device: MakeDevice) -> None:
+    worker = wire.WorkerBody(model="tiny", state="ready", pid=50)
+    facts = models.read_memory(device(CONFINED, daemon=running(chat=worker)))
+    assert facts.available == 400_000_000
+
+
+def test_memory_of_a_stopped_service_is_within_its_limits_and_without_one_within_the_doctors(
+    device: MakeDevice,
+) -> None:
+    tree = {**CONFINED, "run/systemd/system/.keep": ""}
+    high = {"systemctl": "LoadState=loaded\nMemoryHigh=500000000\nMemoryMax=600000000\n"}
+    free = {"systemctl": "LoadState=loaded\nMemoryHigh=infinity\nMemoryMax=infinity\n"}
+    none = {"systemctl": "LoadState=not-found\n"}
+    available = [models.read_memory(device(tree, output=output)).available for output in (high, free, none)]
+    assert available == [500_000_000, 7_168_000_000, 300_000_000]
+
+
+def test_nothing_is_said_of_memory_beside_an_edged_that_does_not_say_what_it_holds(
+    device: MakeDevice, tmp_path: Path
+) -> None:
+    config = load(None, {}, {"home": str(tmp_path), **fake_models(tmp_path)})
+    silent = Daemon(None, "no answer", Reach.RUNS)
+    assert finding("memory", device(PI_5, config=config, daemon=silent)).level is Level.SKIP
+
+
+def hangs(command: Sequence[str], seconds: float = 1.0) -> str | None:
+    raise TimeoutError(f"{command[0]} does not end within {seconds:.0f} s")
+
+
+def test_an_engine_that_does_not_load_in_time_is_told_from_one_that_cannot(device: MakeDevice) -> None:
+    found = finding("build", dataclasses.replace(device(PI_5), run=hangs))
+    assert (found.level, "did not load within 9 s" in found.what) == (Level.SKIP, True)
+
+
+def test_the_build_is_asked_of_the_running_daemon_first_and_else_of_a_child(device: MakeDevice) -> None:
+    assert finding("build", device(PI_5, daemon=running())).level is Level.OK
     child = {sys.executable: "CPU : NEON = 1 | ARM_FMA = 1 | \n"}
     found = finding("build", device(PI_5, output=child))
     assert (found.level, "DOTPROD, FP16_VA" in found.what) == (Level.WARN, True)
@@ -298,6 +457,36 @@ def test_the_unit_is_asked_of_systemd_only_where_it_runs(device: MakeDevice) -> 
     assert finding("service", device({}, output=said)).level is Level.SKIP
     found = finding("service", device({"run/systemd/system/.keep": ""}, output=said))
     assert (found.level, "watchdog" in found.what) == (Level.FAIL, True)
+
+
+def test_the_unit_is_asked_for_all_that_it_is_judged_by(device: MakeDevice) -> None:
+    has = {"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart", "Result": "success"}
+
+    def show(command: Sequence[str], seconds: float = 1.0) -> str:
+        del seconds
+        asked = command[3].removeprefix("--property=").split(",")
+        return "".join(f"{name}={has[name]}\n" for name in asked if name in has)
+
+    looping = dataclasses.replace(device({"run/systemd/system/.keep": ""}), run=show)
+    assert finding("service", looping).level is Level.FAIL
+
+
+def test_a_port_that_is_edgeds_is_neither_taken_nor_free(device: MakeDevice) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = load(None, {}, {"http.listen": f"127.0.0.1:{listener.getsockname()[1]}"})
+        levels = {
+            reach: finding("port", device({}, config=config, daemon=Daemon(None, "no answer", reach))).level
+            for reach in (Reach.RUNS, Reach.CLOSED, Reach.WAITS, Reach.SILENT)
+        }
+    assert list(levels.values()) == [Level.WARN, Level.SKIP, Level.OK, Level.FAIL]
+    starting = finding("port", device({}, config=config, daemon=Daemon(None, "no answer", Reach.RUNS)))
+    assert (starting.level, starting.what.endswith("no answer")) == (Level.WARN, True)
+
+
+def test_a_systemd_that_does_not_answer_breaks_no_check_that_asks_it(device: MakeDevice) -> None:
+    silent = dataclasses.replace(device({"run/systemd/system/.keep": ""}), run=hangs)
+    assert finding("service", silent).level is Level.SKIP
+    assert finding("permissions", silent).level is Level.SKIP
 
 
 def test_operations_md_lists_every_check_and_no_other() -> None:
