@@ -50,7 +50,8 @@ For the service:
   --bundle FILE    install from an offline bundle; nothing is taken from the network
   --key FILE       install it only if it is signed by this public key (PEM), which the device keeps: from then on it
                    refuses bundles that the key did not sign
-  --offline        take nothing from the network: what is missing is named
+  --offline        take nothing from the network, as with --bundle: what is missing is named, and without a bundle this
+                   version must be installed already
   --arch NAME      amd64, arm64 or auto: refuse to install on another (default: auto)
   --mode NAME      standalone, the only one there is yet
   --dry-run        check this machine, say what would be done, change nothing

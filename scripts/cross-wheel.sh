@@ -34,7 +34,7 @@ choose_target() {
     case "$1" in
         rpi4) processor=cortex-a72 machine=aarch64 features=armv8-a ;;
         rpi5 | rk3588 | jetson) processor=cortex-a76 machine=aarch64 features=armv8.2-a+dotprod+fp16 ;;
-        amd64) processor=x86-64-v3 machine=x86_64 features="" ;;
+        amd64) processor=x86-64-v3 machine=x86_64 features="SSE42 AVX AVX2 BMI2 FMA F16C" ;;
         *)
             complain "there is no target '$1'" "scripts/cross-wheel.sh --help lists them."
             exit 2
@@ -62,9 +62,15 @@ check_machine() {
     fi
 }
 
+# On x86-64 each is named: when cross-compiled, and where SOURCE_DATE_EPOCH is set, llama.cpp would leave them out.
 cmake_arguments() {
+    local each
     printf ' -DGGML_NATIVE=OFF'
-    [[ -z "$features" ]] || printf ' -DGGML_CPU_ARM_ARCH=%s' "$features"
+    if [[ "$machine" == aarch64 ]]; then
+        printf ' -DGGML_CPU_ARM_ARCH=%s' "$features"
+    else
+        for each in $features; do printf ' -DGGML_%s=ON' "$each"; done
+    fi
     is_native || printf ' -DCMAKE_%s' "SYSTEM_NAME=Linux" "SYSTEM_PROCESSOR=$machine" \
         "C_COMPILER=$machine-linux-gnu-gcc" "CXX_COMPILER=$machine-linux-gnu-g++"
 }
@@ -102,4 +108,4 @@ main() {
     cached_wheel
 }
 
-main "$@"
+[[ "${BASH_SOURCE[0]}" != "$0" ]] || main "$@" # tests source this

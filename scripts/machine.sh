@@ -115,10 +115,20 @@ need_tool() {
 
 # need_space DIRECTORY MEGABYTES PURPOSE: the disk that will hold the directory has that much free.
 need_space() {
-    local existing="$1" free
-    until [[ -d "$existing" ]]; do existing="$(dirname "$existing")"; done
-    free=$(($(df -Pk "$existing" | awk 'NR == 2 { print $4 }') / 1024))
+    local free
+    free=$(($(df -Pk "$(nearest "$1")" | awk 'NR == 2 { print $4 }') / 1024))
     ((free >= $2)) || lacks "$2 MB free for $3 in $1 (there are $free MB)"
+}
+
+# The directory, or the one nearest to where it will be.
+nearest() {
+    local existing="$1"
+    until [[ -d "$existing" ]]; do existing="$(dirname "$existing")"; done
+    printf '%s\n' "$existing"
+}
+
+on_one_disk() {
+    [[ "$(stat -c %d "$(nearest "$1")")" == "$(stat -c %d "$(nearest "$2")")" ]]
 }
 
 # make_own_directory PARENT NAME: prints a new hidden directory there; those of runs that are no more are removed.
@@ -171,7 +181,20 @@ can_install_packages() {
 
 install_packages() {
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q </dev/null && apt-get install -q -y --no-install-recommends "$@" </dev/null
+    { apt-get update -q && finish_packages apt_get && apt_get install "$@"; } </dev/null
+}
+
+# Nobody is asked anything: what is installed is not removed, and a configuration file that was changed stays.
+apt_get() {
+    apt-get -q -y --no-install-recommends --no-remove \
+        -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold "$@"
+}
+
+# finish_packages APT…: what a power cut left half installed, from which apt does not go on by itself. Where this fails,
+# the installation that follows says why.
+finish_packages() {
+    dpkg --force-confdef --force-confold --configure -a || true
+    "$@" --fix-broken install || true
 }
 
 report_missing() {

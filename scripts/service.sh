@@ -34,6 +34,7 @@ readonly starts_that_fail=3           # a version that ended so often is not wai
 source "$here/scripts/broker.sh"
 
 unpacked=""       # the bundle, checked
+coming=()         # Debian packages that will be installed from it: what they bring counts as there
 parts="$here"     # the installer, units and documents of what is installed
 pythons=(3.11 3.12 3.13)
 stores="$data_dir" # where the databases lie, as the configuration says
@@ -44,12 +45,45 @@ scratch=""        # removed at the end
 
 check_service_machine() {
     need_space "$prefix" "$venv_megabytes" "edged and its models"
-    need_python
-    [[ "$broker" != local ]] || need_tool mosquitto_passwd mosquitto
-    [[ -z "$unpacked" ]] || return 0
+    python_comes || need_python
+    [[ "$broker" != local ]] || comes mosquitto || need_tool mosquitto_passwd mosquitto
+    if [[ -n "$unpacked" ]]; then
+        need_space_for_models
+        return
+    fi
+    if [[ "$offline" == yes ]]; then
+        is_whole "$(wanted_version)" || lacks "a bundle (--bundle FILE), or this version, installed already"
+        return
+    fi
     cached_wheel >/dev/null && return
     need_compiler
     need_space "$(wheel_directory)" "$build_megabytes" "compiling llama.cpp"
+}
+
+comes() {
+    [[ " ${coming[*]} " == *" $1 "* ]]
+}
+
+python_comes() {
+    local each
+    for each in "${pythons[@]}"; do
+        ! comes "python$each-venv" || return 0
+    done
+    return 1
+}
+
+# They are copied while the bundle still lies beside the versions. Those that are there already are not.
+need_space_for_models() {
+    local file copy bytes=0 megabytes
+    for file in "$unpacked"/models/*; do
+        copy="$cache_dir/models/${file##*/}"
+        [[ ! -e "$file" || -e "$copy" ]] ||
+            bytes=$((bytes + $(stat -c %s "$file") - $(stat -c %s "$copy.new" 2>/dev/null || printf 0)))
+    done
+    ((bytes > 0)) || return 0
+    megabytes=$((bytes / 1048576 + 1))
+    ! on_one_disk "$prefix" "$cache_dir" || megabytes=$((megabytes + venv_megabytes))
+    need_space "$cache_dir" "$megabytes" "the bundle's models"
 }
 
 # Replaces llama-wheel.sh's: with CUDA it is another build for the same processor.
@@ -70,18 +104,44 @@ check_service() {
     [[ "$broker" != local ]] || check_broker
     [[ -z "$bundle" ]] || open_bundle
     if [[ "$offline" == yes ]]; then
-        if [[ "$dry_run" == no ]]; then
+        mapfile -t coming < <(packages_wanted)
+        check_offline "Nothing was changed"
+        check_models
+        if [[ "$dry_run" == yes ]]; then
+            say_packages
+        elif ((${#coming[@]})); then
             offline_packages
-            check_service_machine
-        else
-            say_packages || check_service_machine
+            coming=()
+            check_offline "edged was left as it was"
         fi
-        lacks_nothing || { report_missing && give_up "" "Nothing was changed: --offline takes nothing from the network."; }
     elif [[ "$dry_run" == yes ]]; then
         check_service_machine
     else
         ensure_machine check_service_machine || give_up "" "edged was left as it was."
     fi
+}
+
+# check_offline LEFT: nothing is missing but what comes with the bundle.
+check_offline() {
+    check_service_machine
+    lacks_nothing || { report_missing && give_up "" "$1: --offline takes nothing from the network."; }
+}
+
+# A model that an installed configuration names comes with the bundle, or is there: else it would come from the network.
+check_models() {
+    local kind name home cache
+    [[ -e "$config_file" ]] || return 0
+    home="$(said home)" && cache="$(said cache)" || return 0 # the check with the new version says why
+    [[ -z "$unpacked" && -n "$cache" ]] || cache="$cache_dir"
+    for kind in chat embed; do
+        name="$(said "$kind.model")" || return 0
+        [[ -n "$name" && -z "$(said "$kind.path")" ]] || continue
+        [[ -z "$unpacked" ]] || ! from_bundle models | grep -xF "$name" >/dev/null || continue
+        grep -qsF "\"name\": \"$name\"" "${home:-$data_dir}"/models/*.gguf.json "$cache"/models/*.gguf.json ||
+            give_up "$config_file names the model $name, which is neither installed nor in the bundle" \
+                "Nothing was changed. Name a bundle that was made with --model $name, or bring the model first:" \
+                "edged models import FILE"
+    done
 }
 
 # An installed configuration is its owner's. What is asked for must stand in it already: else the option would be dropped,
@@ -101,14 +161,21 @@ check_settings() {
 
 # says NAME VALUE: the installed configuration has this setting, in the file or by default.
 says() {
+    local found
+    found="$(said "$1")" || return
+    [[ -n "$found" || "$1" != mqtt.url ]] || found="$local_broker"
+    [[ "$found" == "$2" ]]
+}
+
+# said NAME: what the file says, or nothing. Fails where it cannot be read.
+said() {
     "$(find_python)" -I -c '
 import sys, tomllib
-file, broker, name, wanted = sys.argv[1:]
-with open(file, "rb") as opened:
-    said = tomllib.load(opened)
-for key in name.split("."):
-    said = said.get(key, {})
-sys.exit((said or {"mqtt.url": broker}.get(name)) != wanted)' "$config_file" "$local_broker" "$1" "$2" 2>/dev/null
+with open(sys.argv[1], "rb") as opened:
+    value = tomllib.load(opened)
+for key in sys.argv[2].split("."):
+    value = value.get(key, {})
+print(value or "")' "$config_file" "$1" 2>/dev/null
 }
 
 # refuse_to_change OPTION LINES THEN
@@ -124,7 +191,7 @@ refuse_to_change() {
 
 # Into a directory of root's beside the versions: what is installed from it must be what was checked.
 open_bundle() {
-    local checker signer complaint versions
+    local checker signer complaint versions lines advice
     offline=yes
     [[ -e "$bundle" ]] || give_up "there is no bundle $bundle" "Nothing was changed."
     checker="$(find_checker)" || give_up "the bundle cannot be checked: there is no Python from 3.9 on" \
@@ -137,9 +204,11 @@ open_bundle() {
         give_up "the key $signer cannot be read" "Nothing was changed."
     mapfile -t versions < <(pythons_here)
     complaint="$("$checker" -I "$here/scripts/bundle.py" ${signer:+--key "$scratch/bundle.pub"} "$bundle" "$scratch/bundle" \
-        "$(uname -m)" "${versions[@]}" 2>&1 >/dev/null)" ||
-        give_up "the bundle $bundle cannot be used: $complaint" \
-            "Nothing was changed. Copy or make it again${signer:+; it must be signed by the key in $signer}."
+        "$(uname -m)" "${versions[@]}" 2>&1 >/dev/null)" || {
+        mapfile -t lines <<<"${complaint//"$scratch/bundle.pub"/"$signer"}"
+        advice="${lines[1]:-copy or make it again${signer:+; it must be signed by the key in $signer}}"
+        give_up "the bundle $bundle cannot be used: ${lines[0]}" "Nothing was changed. ${advice^}." "${lines[@]:2}"
+    }
     use_bundle "$scratch/bundle"
     say "the bundle is whole${signer:+, and signed by the key in $signer}"
 }
@@ -166,6 +235,7 @@ bundle_key() {
 # As it was when the bundle was checked by it.
 keep_key() {
     [[ -n "$key" ]] || return 0
+    ! cmp -s "$scratch/bundle.pub" "$device_key" || return 0
     place "$device_key" root:root 644 <"$scratch/bundle.pub"
     say "made: $device_key; bundles that it did not sign are refused from now on"
 }
@@ -211,22 +281,23 @@ make_scratch() {
 
 # Debian packages that came with the bundle: apt takes from them what this system lacks, and nothing from elsewhere.
 offline_packages() {
-    local wanted log="$scratch/apt.log"
-    mapfile -t wanted < <(packages_wanted)
-    ((${#wanted[@]})) || return 0
+    local log="$scratch/apt.log"
+    export DEBIAN_FRONTEND=noninteractive
     mkdir -p "$scratch"/apt/{lists,archives}/partial
     printf 'deb [trusted=yes] file:%s ./\n' "$unpacked/debs" >"$scratch/apt/sources.list"
-    if ! { offline_apt update && offline_apt install "${wanted[@]}"; } >"$log" 2>&1; then
-        complain "could not install the bundle's Debian packages: ${wanted[*]}"
+    if ! { offline_apt update && finish_packages offline_apt && offline_apt install "${coming[@]}"; } \
+        </dev/null >"$log" 2>&1; then
+        complain "could not install the bundle's Debian packages: ${coming[*]}"
         show_end_of_log "$log"
-        give_up "" "edged was left as it was. Where this system's packages are newer than the bundle's, make the bundle again," \
-            "or bring these packages from the network: $(sudo_word)apt-get install ${wanted[*]}"
+        give_up "" "edged was left as it was. Where this system's packages are newer than the bundle's, make the" \
+            "bundle again, or bring these packages from the network: $(sudo_word)apt-get install ${coming[*]}" \
+            "Where apt says that it wanted to remove packages, none was: remove them yourself if they may go."
     fi
-    say "installed from the bundle: ${wanted[*]}"
+    say "installed from the bundle: ${coming[*]}"
 }
 
 offline_apt() {
-    DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends -o Acquire::Languages=none \
+    apt_get -o Acquire::Languages=none \
         -o Dir::Etc::SourceList="$scratch/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
         -o Dir::State::Lists="$scratch/apt/lists" -o Dir::Cache="$scratch/apt" \
         -o APT::Sandbox::User=root -o DPkg::Lock::Timeout=120 "$@"
@@ -243,11 +314,8 @@ packages_wanted() {
     done
 }
 
-# For a dry run, in which what they bring is not there yet. Fails when nothing would be installed.
 say_packages() {
-    local wanted
-    mapfile -t wanted < <(packages_wanted)
-    ((${#wanted[@]})) && say "would install from the bundle: ${wanted[*]}"
+    ((${#coming[@]} == 0)) || say "would install from the bundle: ${coming[*]}"
 }
 
 # --- what is wanted and what is there ---------------------------------------------------------------------
@@ -380,7 +448,9 @@ make_version() {
     mkdir -p "$prefix/versions"
     run_logged venv "make the Python environment" "$(find_python python_makes_venvs)" -m venv "$directory"
     if [[ -n "$unpacked" ]]; then
-        from=(--no-index --find-links "$unpacked/wheels" edged)
+        # From nowhere else, whatever the environment and pip's configuration say.
+        export PIP_CONFIG_FILE=/dev/null
+        from=(--isolated --no-index --find-links "$unpacked/wheels" edged)
     else
         make_service_wheel "$directory"
         run_logged pip-llama "install llama-cpp-python" \
@@ -388,7 +458,7 @@ make_version() {
         from=("${here}[convert]")
     fi
     say "edged and the packages it needs"
-    run_logged pip-edged "install edged" "$directory/bin/python" -m pip install "${pip_options[@]}" "${from[@]}"
+    run_logged pip-edged "install edged" "$directory/bin/python" -m pip install "${from[@]}"
     run_logged import "load llama.cpp" "$directory/bin/python" -c 'import edged, llama_cpp'
     install -D -m 644 -t "$directory/share/doc/edged" "$parts"/docs/*.md
     install -D -m 644 -t "$directory/systemd" "$parts"/systemd/*
@@ -437,13 +507,20 @@ keep_network_settings() {
     done
 }
 
-# copy_as_edged FILE TARGET: of a file that root may read, into a directory of edged's.
+# copy_as_edged FILE TARGET: of a file that root may read, into a directory of edged's. A model that is there already is
+# left: it is linked with the one in edged's home, and a copy in its place would be a second one on the disk.
 copy_as_edged() {
-    as_edged dd of="$2.new" bs=1M status=none <"$1" && as_edged chmod 640 "$2.new" && as_edged mv "$2.new" "$2"
+    as_edged cmp -s - "$2" <"$1" && return
+    as_edged dd of="$2.new" bs=1M status=none <"$1" && as_edged chmod 640 "$2.new" &&
+        as_edged mv "$2.new" "$2" && return
+    as_edged rm -f "$2.new"
+    return 1
 }
 
 pull_service_models() {
-    local file
+    local edged="$prefix/versions/$1/bin/edged" file settings=() options=()
+    [[ ! -d "$cache_dir/models" ]] || # of a run that was cut short
+        as_edged find "$cache_dir/models" -maxdepth 1 -type f -name '*.new' -delete
     if [[ -n "$unpacked" && -d "$unpacked/models" ]]; then
         # As edged, whose directory it is: root would follow a link that edged put there.
         as_edged install -d -m 750 "$cache_dir/models"
@@ -451,9 +528,16 @@ pull_service_models() {
             copy_as_edged "$file" "$cache_dir/models/${file##*/}" ||
                 give_up "could not copy the bundle's models" "$(what_is_left)" "Make room in $cache_dir, then run this again."
         done
+        settings=(env EDGED_CACHE="$cache_dir") # where they are, also where the configuration has another cache
     fi
-    as_edged "$prefix/versions/$1/bin/edged" models pull ||
+    [[ "$offline" == no ]] || ! knows_offline "$edged" || options=(--offline)
+    as_edged "${settings[@]}" "$edged" models pull "${options[@]}" ||
         give_up "could not bring the models" "$(what_is_left)" "Once the cause is mended, run this again."
+}
+
+# An older bundle's edged does not. Without -q: grep would leave, and the pipe fail because the program's reader is gone.
+knows_offline() {
+    as_edged "$1" models pull --help | grep -e --offline >/dev/null
 }
 
 # The new version reads the configuration that is there, and brings copies of the stores to its schema.
@@ -699,6 +783,7 @@ install_service() {
     make_user
     [[ "$broker" != local ]] || install_broker
     make_config
+    [[ -e "$device_key" ]] || keep_key # now: where it never becomes ready, the device keeps to the key all the same
     step "Version $version"
     make_version "$version"
     step "Models"
@@ -727,8 +812,6 @@ settle_places() {
     state="$prefix/install" # this script's own: lock and logs
     unfinished="$state/switching"
     export EDGED_CACHE="${EDGED_CACHE:-$prefix/cache}"
-    pip_options=()
-    [[ "$offline" == no && -z "$bundle" ]] || pip_options=(--no-index)
 }
 
 # Where the service that is there runs from; nothing where none is.

@@ -144,5 +144,7 @@ def _named(file: Path) -> Iterator[None]:
         yield
     except unpack.BrokenBundleError as error:
         raise BundleInvalidError(
-            f"the bundle {file} cannot be used: {error}", hint="copy it again, or make it again", file=file
+            f"the bundle {file} cannot be used: {error}",
+            hint=error.advice or "copy it again, or make it again",
+            file=file,
         ) from error

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from edged import __version__
 from edged.bundle import archive, debian, wheels
 from edged.bundle.archive import Content
 from edged.bundle.manifest import Manifest, System, Target, encode, find_target
@@ -139,6 +140,7 @@ def _gather(order: Order, catalog: Catalog, working: Path, steps: Steps) -> tupl
         directory.mkdir()
     with steps("edged's own wheel"):
         edged = wheels.build_edged(order.source, directories["own"])
+    version = _checked_version(edged, order.source)
     packages = _packages_wanted(order)
     debs = _debs(packages, order, directories["apt"], steps)
     models = {name: content for model in order.models for name, content in _model(catalog, model, steps).items()}
@@ -153,7 +155,7 @@ def _gather(order: Order, catalog: Catalog, working: Path, steps: Steps) -> tupl
         **installer(order.source),
     }
     manifest = Manifest(
-        edged=wheels.read_wheel(edged).version,
+        edged=version,
         target=order.target.name,
         machine=order.target.machine,
         python=(order.python,),
@@ -167,6 +169,17 @@ def _gather(order: Order, catalog: Catalog, working: Path, steps: Steps) -> tupl
         files={},
     )
     return files, manifest
+
+
+def _checked_version(edged: Path, source: Path) -> str:
+    """Models, boards and packages are chosen by this program, the rest of the bundle is of the source tree."""
+    version = wheels.read_wheel(edged).version
+    if version != __version__:
+        raise BundleError(
+            f"{source} is edged {version}, and this program is edged {__version__}",
+            hint=f"run edged from that source tree: pip install -e '{source}[bundle]'",
+        )
+    return version
 
 
 def _packages_wanted(order: Order) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import errno
 import hashlib
 import json
 import lzma
@@ -33,13 +34,19 @@ LEFT_FREE_BYTES = 16 << 20
 WANTED = {"edged": str, "machine": str, "python": list, "files": dict}
 KNOWN = {"target": str, "suite": str, "glibc": str, "cpu_features": list}
 LISTS = ("python", "cpu_features")
+OLDEST_PYTHON = (3, 11)  # that edged runs on
+MAKE_ROOM = "make room on that disk"
 VERSION = re.compile(r"[0-9][\w.+!-]*", re.ASCII)
 NAME = re.compile(r"(?!.*\.\.(/|$))[\w.+~-]+(/[\w.+~-]+)*", re.ASCII)
 """A file's name in a bundle: nothing that leads out of it, and nothing that a terminal or a shell takes for more."""
 
 
 class BrokenBundleError(Exception):
-    """The bundle is not what it should be; says how."""
+    """The bundle is not what it should be; says how. ``advice`` is what to do where copying it again would not help."""
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 # --- the whole of it -----------------------------------------------------------------------------------
@@ -128,10 +135,22 @@ def _is_declaration(name: str, declared: Any) -> bool:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
+    """Of memory and recursion an archive takes as much as its headers claim."""
     try:
         yield
-    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-        raise BrokenBundleError(f"it cannot be read or unpacked: {error}") from error
+    except (
+        OSError,
+        EOFError,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+        ValueError,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        said = str(error) or type(error).__name__
+        raise BrokenBundleError(f"it cannot be read or unpacked: {said}", MAKE_ROOM if is_full else "") from error
 
 
 # --- its files -----------------------------------------------------------------------------------------
@@ -205,7 +224,7 @@ def _need_space(directory: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(directory).free
     if free_bytes < needed_bytes + LEFT_FREE_BYTES:
         raise BrokenBundleError(
-            f"unpacked it takes {needed_bytes >> 20} MB, and {directory} has {free_bytes >> 20} MB free"
+            f"unpacked it takes {needed_bytes >> 20} MB, and {directory} has {free_bytes >> 20} MB free", MAKE_ROOM
         )
 
 
@@ -216,14 +235,15 @@ def _need_space(directory: Path, needed_bytes: int) -> None:
 
 def read_key(path: Path) -> bytes:
     """The 32 bytes of an Ed25519 public key in PEM form (RFC 8410). Raises :class:`BrokenBundleError`."""
+    advice = "name the file of the public key, which 'edged bundle keygen --out NAME' writes as NAME.pub"
     try:
         lines = path.read_text(encoding="ascii").strip().splitlines()
         encoded = base64.b64decode("".join(lines[1:-1]), validate=True)
     except (OSError, UnicodeDecodeError, binascii.Error) as error:
-        raise BrokenBundleError(f"the key {path} cannot be read: {error}") from error
+        raise BrokenBundleError(f"the key {path} cannot be read: {error}", advice) from error
     prefix = bytes.fromhex("302a300506032b6570032100")
     if not lines or lines[0] != "-----BEGIN PUBLIC KEY-----" or encoded[:12] != prefix or len(encoded) != 44:
-        raise BrokenBundleError(f"{path} is no Ed25519 public key in PEM form")
+        raise BrokenBundleError(f"{path} is no Ed25519 public key in PEM form", advice)
     return encoded[12:]
 
 
@@ -308,20 +328,35 @@ class Device(NamedTuple):
 
 def fit(manifest: dict[str, Any], device: Device) -> None:
     """Raise :class:`BrokenBundleError` unless what is in the bundle runs on the device."""
+    for_another_board = f"{_one_for(device)}; docs/BUNDLE.md lists the boards"
     if manifest["machine"] != device.machine:
-        raise BrokenBundleError(f"it is for {manifest['machine']}, this machine is {device.machine}")
+        raise BrokenBundleError(f"it is for {manifest['machine']}, this machine is {device.machine}", for_another_board)
     lacking = [feature for feature in manifest.get("cpu_features", ()) if feature not in device.cpu_features]
     if lacking:
-        raise BrokenBundleError(f"it is for {manifest.get('target')}: this processor lacks {', '.join(lacking)}")
+        raise BrokenBundleError(
+            f"it is for {manifest.get('target')}: this processor lacks {', '.join(lacking)}", for_another_board
+        )
     if device.glibc < version(manifest.get("glibc", "0")):
         has = ".".join(map(str, device.glibc))
-        raise BrokenBundleError(f"its programs need glibc {manifest['glibc']}, this machine has {has}")
+        raise BrokenBundleError(
+            f"its programs need glibc {manifest['glibc']}, this machine has {has}",
+            f"{_one_for(device, manifest.get('target'))}, or on a system that is as old as this one",
+        )
     pythons = set(device.pythons)
     if manifest.get("suite") in device.suites:
         pythons |= {python for python in manifest["python"] if _brings(manifest, f"python{python}")}
     if not pythons & set(manifest["python"]):
         here = ", ".join(sorted(device.pythons)) or "none"
-        raise BrokenBundleError(f"its packages are for Python {', '.join(manifest['python'])}, this machine has {here}")
+        raise BrokenBundleError(
+            f"its packages are for Python {', '.join(manifest['python'])}, this machine has {here}",
+            _one_for(device, manifest.get("target")),
+        )
+
+
+def _one_for(device: Device, target: str | None = None) -> str:
+    usable = sorted((python for python in device.pythons if version(python) >= OLDEST_PYTHON), key=version)
+    python = f" --python {usable[-1]}" if usable else ""  # else one that comes with the bundle
+    return f"make one with 'edged bundle create --target {target or 'BOARD'}{python}'"
 
 
 def _brings(manifest: dict[str, Any], package: str) -> bool:
@@ -354,7 +389,7 @@ def codenames(os_release: str) -> set[str]:
 
 
 def main(arguments: list[str]) -> str | None:
-    """What is wrong, or None; prints the version of edged in the bundle."""
+    """What is wrong and, on a second line, what helps against it; or None, and the version of edged is printed."""
     try:
         public_key = read_key(Path(arguments[1])) if arguments[0] == "--key" else None
         source, target, *here = arguments if public_key is None else arguments[2:]
@@ -366,7 +401,7 @@ def main(arguments: list[str]) -> str | None:
             shutil.rmtree(target)
             raise
     except BrokenBundleError as error:
-        return str(error)
+        return f"{error}\n{error.advice}".rstrip()
     sys.stdout.write(f"{manifest['edged']}\n")
     return None
 

@@ -33,6 +33,9 @@ def pull(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="NAME", help="Models; the configured ones when none is named.")
     ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Download nothing: what is not installed comes from the cache.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Download models and check them; what is there and right is left as it is."""
@@ -42,7 +45,7 @@ def pull(
     pulled = []
     for name in names or configured:
         with progress_bar(name, total=None, shown=not as_json) as advance:
-            catalog.pull(name, advance)
+            catalog.pull(name, advance, offline=offline)
         pulled.append(catalog.info(name))
     _say_models(pulled, as_json=as_json)
     for model in pulled:

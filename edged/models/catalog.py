@@ -123,18 +123,19 @@ class Catalog:
 
     # --- deeds --------------------------------------------------------------------------------------
 
-    def pull(self, name: str, progress: Progress = no_progress) -> Path:
+    def pull(self, name: str, progress: Progress = no_progress, *, offline: bool = False) -> Path:
         """Install a model, or find that it is; its file. What is there is checked byte by byte.
 
-        Raises :class:`ModelNotFoundError`, :class:`ModelSourceError` naming each source's reason,
-        :class:`ChecksumError`, :class:`GgufError`, :class:`DiskFullError`. A file installed before is then untouched.
+        ``offline`` takes it from the cache or not at all. Raises :class:`ModelNotFoundError`, :class:`ModelSourceError`
+        naming each source's reason, :class:`ChecksumError`, :class:`GgufError`, :class:`DiskFullError`. A file
+        installed before is then untouched.
         """
         manifest = self._manifests.get(name)
         if manifest is None:
-            raise self._unknown(name)
+            return self.verify(name).path  # an imported one; it comes from nowhere else
         with self._working():
             if not self._is_right(manifest):
-                self._install(manifest, progress)
+                self._install(manifest, progress, offline=offline)
             self._offer_to_cache(manifest)
         return self._file(manifest)
 
@@ -253,9 +254,15 @@ class Catalog:
             write_record(file, name=manifest.name, kind=manifest.kind, sha256=expected, source=source, recipe=recipe)
         return True
 
-    def _install(self, manifest: Manifest, progress: Progress) -> None:
+    def _install(self, manifest: Manifest, progress: Progress, *, offline: bool) -> None:
         if self._from_cache(manifest):
             return
+        if offline:
+            raise ModelNotFoundError(
+                f"the model '{manifest.name}' is neither installed nor in the cache",
+                hint="bring its file and run 'edged models import FILE', or let it be downloaded: without --offline",
+                name=manifest.name,
+            )
         failures: list[tuple[Source, ModelError]] = []
         for source in manifest.sources:
             try:

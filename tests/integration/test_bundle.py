@@ -18,6 +18,7 @@ import pytest
 from edged.bundle import debian, gather, unpack
 from edged.bundle.command import run
 from edged.errors import BundleError
+from tests.fake_system import System
 
 CHECKOUT = Path(__file__).parents[2]
 EDGED = Path(sys.executable).with_name("edged")
@@ -258,13 +259,17 @@ def deb(tmp_path: Path) -> Path:
     """A package with an epoch, as apt's cache names it."""
     if shutil.which("dpkg-deb") is None or shutil.which("apt-get") is None:
         pytest.skip("apt and dpkg are not on this machine")
-    tree = tmp_path / "tree"
+    return build_deb(tmp_path, "edged-nothing")
+
+
+def build_deb(folder: Path, name: str) -> Path:
+    tree = folder / f"tree-{name}"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "DEBIAN/control").write_text(
-        "Package: edged-nothing\nVersion: 1:2.0+x\nArchitecture: all\nMaintainer: nobody <a@b.c>\n"
+        f"Package: {name}\nVersion: 1:2.0+x\nArchitecture: all\nMaintainer: nobody <a@b.c>\n"
         "Description: nothing\n Over two\n lines.\n"
     )
-    file = tmp_path / "edged-nothing_1%3a2.0+x_all.deb"
+    file = folder / f"{name}_1%3a2.0+x_all.deb"
     subprocess.run(["dpkg-deb", "--root-owner-group", "--build", tree, file], check=True, capture_output=True)
     return file
 
@@ -294,6 +299,39 @@ def test_apt_takes_packages_from_the_index_of_a_bundle(deb: Path, tmp_path: Path
     found = run([*apt, "--print-uris", "install", "edged-nothing"], "apt does not find the package", hint="")
     assert found.startswith(f"'file:{debs}/")
     assert f" {deb.name} " in found
+
+
+def test_apt_installs_a_bundles_package_but_takes_none_of_the_operators_for_it(deb: Path, tmp_path: Path) -> None:
+    """By the installer's own call of apt, which here only says what it would do, of a system that is made up."""
+    system = System(tmp_path / "system")
+    debs = system.root / "bundle/debs"
+    debs.mkdir(parents=True)
+    packages = {debian.file_name(path.name): path for path in (deb, build_deb(tmp_path, "edged-less"))}
+    for name, path in packages.items():
+        shutil.copy(path, debs / name)
+    (debs / debian.INDEX).write_bytes(debian.index(packages))
+    status = system.root / "status"
+    settings = {"Dir::State": system.root, "Dir::State::status": status, "APT::Get::Simulate": "true"}
+    (system.root / "apt.conf").write_text("".join(f'{name} "{value}";\n' for name, value in settings.items()))
+    script = """
+    export APT_CONFIG="$root/apt.conf"; dpkg() { :; }; coming=(edged-nothing)
+    unpacked="$root/bundle" scratch="$root"; offline_packages; cat "$root/apt.log"
+    """
+    status.write_text("")
+    assert "Inst edged-nothing" in system.run(script)
+    status.write_text(operators_package("Conflicts: edged-nothing"))
+    refused = system.attempt(script)
+    assert refused.returncode == 1
+    assert "remove is disabled" in refused.stderr
+    status.write_text(operators_package("Depends: edged-less", status="unpacked"))
+    system.attempt(script)
+    log = (system.root / "apt.log").read_text()
+    assert "Inst edged-less" in log, "what a power cut left half installed is finished first"
+
+
+def operators_package(relation: str, *, status: str = "installed") -> str:
+    about = "Version: 1\nArchitecture: all\nMaintainer: nobody <a@b.c>\nDescription: theirs\n"
+    return f"Package: operators\nStatus: install ok {status}\n{about}{relation}\n"
 
 
 # --- programs that are run -----------------------------------------------------------------------------

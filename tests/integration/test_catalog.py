@@ -422,6 +422,28 @@ def test_an_unknown_name_is_answered_with_near_ones(tmp_path: Path) -> None:
     assert "edged models pull tiny" in missing.value.hint
 
 
+def test_offline_a_model_comes_from_the_cache_or_not_at_all(tmp_path: Path, server: Server) -> None:
+    models = catalog(tmp_path, HttpsSource(url=server.url))
+    with pytest.raises(ModelNotFoundError, match="'tiny' is neither installed nor in the cache"):
+        models.pull("tiny", offline=True)
+    assert server.requests == []
+    models.pull("tiny").unlink()
+    asked = len(server.requests)
+    assert models.pull("tiny", offline=True).read_bytes() == MODEL
+    assert len(server.requests) == asked
+
+
+def test_a_pull_checks_an_imported_model_that_is_configured(tmp_path: Path) -> None:
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(OTHER)
+    models = catalog(tmp_path, FileSource(path="unused"))
+    imported = models.import_file(file)
+    assert models.pull("mine", offline=True) == imported.path
+    imported.path.write_bytes(MODEL)
+    with pytest.raises(ChecksumError):
+        models.pull("mine")
+
+
 def test_two_pulls_do_not_meet(tmp_path: Path) -> None:
     models = catalog(tmp_path, FileSource(path="unused"))
     (tmp_path / "models").mkdir()

@@ -1,5 +1,6 @@
 """How a bundle is put together: what it says of itself, which wheels belong into it, the same bytes for the same."""
 
+import contextlib
 import io
 import json
 import signal
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from edged import __version__
 from edged.bundle import archive, debian, gather, manifest, sign, unpack, wheels
 from edged.bundle.manifest import TARGETS, Declared, Manifest
 from edged.bundle.wheels import Wheel
@@ -169,6 +171,14 @@ def test_an_encrypted_key_signs_with_its_passphrase_only(tmp_path: Path) -> None
     assert unpack.is_signed(b"text", key.sign(b"text"), known)
     with pytest.raises(BundleError, match="cannot be used"):
         sign.load_key(tmp_path / "k.pem", lambda: "wrong")
+
+
+def test_a_key_that_cannot_be_read_is_not_the_bundles_fault(tmp_path: Path) -> None:
+    write(tmp_path / "b.tar", {})
+    with pytest.raises(BundleInvalidError) as refused:
+        archive.check(tmp_path / "b.tar", tmp_path / "missing.pub")
+    assert "missing.pub" in refused.value.message
+    assert "edged bundle keygen" in refused.value.hint
 
 
 def test_what_is_no_private_key_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -342,6 +352,22 @@ def test_the_installer_in_a_bundle_is_all_that_it_sources() -> None:
     assert {"installer/scripts/bundle.py", "installer/scripts/llama/barrier.c"} <= installer.keys()
     assert "installer/systemd/edged.service" in installer
     assert not [name for name in installer if "__pycache__" in name]
+
+
+def test_a_source_tree_of_another_version_is_refused(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(_source: Path, directory: Path) -> Path:
+        path = directory / "edged-9.9-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as wheel:
+            wheel.writestr("edged-9.9.dist-info/METADATA", "Name: edged\nVersion: 9.9\n")
+        return path
+
+    monkeypatch.setattr(wheels, "build_edged", build)
+    with pytest.raises(BundleError, match=f"is edged 9.9, and this program is edged {__version__}") as refused:
+        gather.create(plan(catalog), catalog, tmp_path / "b.tar", lambda _step: contextlib.nullcontext(no_progress))
+    assert f"pip install -e '{CHECKOUT}[bundle]'" in refused.value.hint
+    assert not list(tmp_path.glob("*b.tar*"))
 
 
 def test_an_imported_model_is_refused_because_devices_do_not_know_it(

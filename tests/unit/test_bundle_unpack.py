@@ -1,6 +1,7 @@
 """A bundle is checked as a device does it: what was changed in any way, or is not signed as asked, installs nothing."""
 
 import ast
+import errno
 import hashlib
 import importlib.util
 import io
@@ -213,9 +214,45 @@ def test_a_file_that_is_in_it_twice_is_refused(bundle: Path, tmp_path: Path, nam
     assert f"{name} is in it twice" in complaint_of(archive, tmp_path / "out")
 
 
-def test_a_bundle_that_does_not_fit_on_the_disk_is_refused_before_it_is_unpacked(bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_that_does_not_fit_on_the_disk_is_refused_before_it_is_unpacked(
+    checker: ModuleType, bundle: Path, tmp_path: Path
+) -> None:
     edit_manifest(bundle, lambda manifest: manifest["files"]["models/m.gguf"].update(bytes=1 << 60))
     assert "MB free" in complaint_of(bundle, tmp_path / "out")
+    assert checker.main([str(bundle), str(tmp_path / "out")]).splitlines()[1] == "make room on that disk"
+
+
+def test_a_disk_that_fills_up_is_not_the_bundles_fault(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_file: Path, _content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(unpack.BrokenBundleError, match="No space left") as full:
+        unpack.unpack(bundle, tmp_path / "out")
+    assert full.value.advice == "make room on that disk"
+
+
+def pax_header(claimed_bytes: int) -> bytes:
+    """The beginning of an extended header that says it is so long."""
+    header = tarfile.TarInfo("./PaxHeaders/x")
+    header.type, header.size = tarfile.XHDTYPE, claimed_bytes
+    return header.tobuf(tarfile.GNU_FORMAT)
+
+
+SPARSE = b"21 GNU.sparse.map=no\n"
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [pax_header(1 << 40), pax_header(0) * 3000, pax_header(len(SPARSE)) + SPARSE.ljust(tarfile.BLOCKSIZE, b"\0")],
+    ids=["a terabyte", "thousands", "no number"],
+)
+def test_headers_that_no_archive_has_are_a_broken_bundle(bundle: Path, tmp_path: Path, beginning: bytes) -> None:
+    archive = packed(bundle)
+    archive.write_bytes(beginning + archive.read_bytes())
+    assert "cannot be read or unpacked: " in complaint_of(archive, tmp_path / "out")
 
 
 # --- signed ------------------------------------------------------------------------------------------
@@ -351,18 +388,31 @@ def test_a_bundle_for_this_machine_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "complaint", "advice"),
     [
-        ({"machine": "riscv64"}, "it is for riscv64, this machine is aarch64"),
-        ({"cpu_features": ["atomics", "i8mm"]}, "it is for rpi5: this processor lacks i8mm"),
-        ({"glibc": "2.38"}, "its programs need glibc 2.38, this machine has 2.36"),
-        ({"python": ["3.13"]}, "for Python 3.13, this machine has 3.11"),
-        ({"python": ["3.13"], "suite": "trixie", "files": {"debs/python3.13_1_arm64.deb": {}}}, "for Python 3.13"),
+        ({"machine": "riscv64"}, "it is for riscv64, this machine is aarch64", "--target BOARD --python 3.11'"),
+        ({"cpu_features": ["atomics", "i8mm"]}, "it is for rpi5: this processor lacks i8mm", "--target BOARD"),
+        ({"glibc": "2.38"}, "its programs need glibc 2.38, this machine has 2.36", "a system that is as old"),
+        ({"python": ["3.13"]}, "for Python 3.13, this machine has 3.11", "create --target rpi5 --python 3.11'"),
+        (
+            {"python": ["3.13"], "suite": "trixie", "files": {"debs/python3.13_1_arm64.deb": {}}},
+            "for Python 3.13",
+            "create --target rpi5 --python 3.11'",
+        ),
     ],
 )
-def test_a_bundle_for_another_machine_is_refused_with_the_reason(change: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(unpack.BrokenBundleError, match=complaint):
+def test_a_bundle_for_another_machine_is_refused_with_the_reason_and_how_to_make_a_fit_one(
+    change: dict[str, Any], complaint: str, advice: str
+) -> None:
+    with pytest.raises(unpack.BrokenBundleError, match=complaint) as refused:
         unpack.fit({**MANIFEST, **change}, PI_5)
+    assert advice in refused.value.advice
+
+
+def test_where_python_comes_with_the_bundle_the_advice_names_none() -> None:
+    with pytest.raises(unpack.BrokenBundleError) as refused:
+        unpack.fit(MANIFEST, PI_5._replace(pythons={"3.10"}))
+    assert refused.value.advice == "make one with 'edged bundle create --target rpi5'"
 
 
 def test_a_python_that_comes_with_the_bundle_for_this_release_will_do() -> None:
@@ -384,7 +434,7 @@ def test_the_command_line_refuses_what_does_not_fit_and_leaves_nothing(
     checker: ModuleType, bundle: Path, tmp_path: Path
 ) -> None:
     told = checker.main([str(packed(bundle)), str(tmp_path / "out"), "riscv64", "3.11"])
-    assert told == "it is for aarch64, this machine is riscv64"
+    assert told.splitlines()[0] == "it is for aarch64, this machine is riscv64"
     assert not (tmp_path / "out").exists()
 
 

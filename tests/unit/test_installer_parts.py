@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -400,6 +402,21 @@ def test_nothing_cuts_the_way_back_short_not_a_second_ctrl_c_and_not_a_closed_te
     assert (system.root / "undone").exists()
 
 
+def test_the_key_of_the_first_installation_is_kept_also_where_that_never_becomes_ready(system: System) -> None:
+    script = """
+    key=k.pub scratch="$root/scratch"; mkdir -p "$scratch"; echo "${signed_by:-first}" >"$scratch/bundle.pub"
+    check_service() { :; }; wanted_version() { echo v; }; prepare_service() { :; }; settle_switch() { :; }
+    serves() { return 1; }; make_user() { :; }; make_version() { :; }; pull_service_models() { :; }; rehearse() { :; }
+    serve_version() { give_up "it is slow"; }
+    install_service
+    """
+    assert system.attempt(script).returncode == 1
+    kept = system.root / "etc/edged/bundle.pub"
+    assert kept.read_text() == "first\n"
+    assert system.attempt("signed_by=second" + script).returncode == 1
+    assert kept.read_text() == "first\n", "another key is kept only once a bundle that it signed serves"
+
+
 def test_an_installation_elsewhere_is_found_again_and_another_one_beside_it_is_refused(system: System) -> None:
     unit = (CHECKOUT / "systemd/edged.service").read_text().replace("/opt/edged", "/srv/edged")
     system.run('mkdir -p "$unit_dir"')
@@ -430,6 +447,278 @@ def test_the_service_is_well_where_edged_answers_and_the_service_runs(
     is_well v
     """)
     assert (told.returncode == 0) == well
+
+
+# --- from a bundle -----------------------------------------------------------------------------------
+
+FROM_BUNDLE = """
+export PATH="$root/bin:$PATH"; offline=yes unpacked="$root/bundle" scratch="$root/scratch" prefix="$root/opt/edged"
+mkdir -p "$data_dir" "$cache_dir/models" "$unpacked/models" "$scratch"
+"""
+
+
+@pytest.fixture
+def as_anybody(system: System) -> System:
+    """What runs as edged runs as whoever tests."""
+    place_program(system.root / "bin/setpriv", 'shift 5; exec "$@"')
+    return system
+
+
+def note_calls(system: System, *programs: str) -> Path:
+    """These programs only write down how they are called, and what they read."""
+    asked = system.root / "asked"
+    for name in programs:
+        place_program(system.root / f"bin/{name}", f'echo "{name} $*$(cat)" >>{asked}')
+    return asked
+
+
+def test_packages_take_no_others_away_ask_nobody_and_go_on_after_a_power_cut(system: System) -> None:
+    asked = note_calls(system, "apt-get", "dpkg")
+    system.run(FROM_BUNDLE + "coming=(mosquitto python3.11-venv); offline_packages < <(echo typed)")
+    update, configure, mend, install = asked.read_text().splitlines()
+    assert update.endswith(" update")
+    assert configure == "dpkg --force-confdef --force-confold --configure -a"
+    assert mend.endswith(" --fix-broken install")
+    assert install.endswith(" install mosquitto python3.11-venv")
+    for call in (mend, install):
+        assert {"-y", "--no-remove", "Dpkg::Options::=--force-confdef", "Dpkg::Options::=--force-confold"} <= {
+            *call.split()
+        }
+
+
+def test_so_do_packages_from_the_network(system: System) -> None:
+    asked = note_calls(system, "apt-get", "dpkg")
+    system.run('PATH="$root/bin:$PATH"; install_packages g++ < <(echo typed)')
+    calls = asked.read_text()
+    assert "typed" not in calls
+    assert "dpkg --force-confdef --force-confold --configure -a\n" in calls
+    assert "--no-remove" in calls.splitlines()[-1]
+    assert calls.endswith(" install g++\n")
+
+
+def test_when_packages_cannot_be_installed_it_says_what_apt_wanted(system: System) -> None:
+    place_program(system.root / "bin/dpkg", "")
+    place_program(system.root / "bin/apt-get", "echo E: Packages need to be removed but remove is disabled.; exit 100")
+    told = system.attempt(FROM_BUNDLE + "coming=(mosquitto); offline_packages")
+    assert told.returncode == 1
+    assert "| E: Packages need to be removed" in told.stderr
+    assert "Where apt says that it wanted to remove packages" in told.stderr
+
+
+# A bundle for a Python that is not here, on a machine without mosquitto.
+BARE_MACHINE = (
+    FROM_BUNDLE
+    + """
+bundle=b.tar broker=local pythons=(3.99); open_bundle() { :; }
+need_tool() { lacks "$1" "$2"; }; packages_wanted() { printf '%s\n' $brings; }
+offline_packages() { echo "installed packages"; }
+"""
+)
+
+
+@pytest.mark.parametrize("dry_run", ["yes", "no"])
+@pytest.mark.parametrize(
+    ("brings", "missing"), [("python3.99-venv", "mosquitto_passwd"), ("mosquitto", "Python"), ("", "Python")]
+)
+def test_what_the_bundles_packages_do_not_bring_is_named_before_they_are_installed(
+    system: System, brings: str, missing: str, dry_run: str
+) -> None:
+    refused = system.attempt(BARE_MACHINE + f"brings='{brings}' dry_run={dry_run}; check_service")
+    assert refused.returncode == 1
+    assert f"   - {missing}" in refused.stderr
+    assert "Nothing was changed" in refused.stderr
+    assert "installed packages" not in refused.stdout
+
+
+def test_what_the_bundles_packages_bring_is_not_missed_by_a_dry_run(system: System) -> None:
+    said = system.run(BARE_MACHINE + "brings='python3.99-venv mosquitto' dry_run=yes; check_service")
+    assert "would install from the bundle: python3.99-venv mosquitto" in said
+
+
+def test_once_packages_were_installed_it_is_not_said_that_nothing_was_changed(system: System) -> None:
+    refused = system.attempt(BARE_MACHINE + "brings='python3.99-venv mosquitto'; check_service")
+    assert refused.returncode == 1
+    assert "installed packages" in refused.stdout
+    assert "Python 3.11, 3.12 or 3.13 with its venv module" in refused.stderr
+    assert "Nothing was changed" not in refused.stderr
+    assert "edged was left as it was" in refused.stderr
+
+
+def test_offline_without_a_bundle_takes_a_version_that_is_installed_already_and_no_other(system: System) -> None:
+    offline = "prefix=$root/opt/edged offline=yes; cached_wheel() { :; }; "
+    refused = system.attempt(offline + "check_service")
+    assert refused.returncode == 1
+    assert "a bundle (--bundle FILE), or this version" in refused.stderr
+    assert "Nothing was changed" in refused.stderr
+    system.run(offline + "is_whole() { :; }; check_service")
+
+
+@pytest.mark.parametrize(
+    ("configuration", "refused"),
+    [
+        ('[chat]\nmodel = "other"', True),
+        ('cache = "/elsewhere"\n[chat]\nmodel = "other"', True),
+        ('[chat]\nmodel = "brought"', False),
+        ('[chat]\nmodel = "installed"\n[embed]\nmodel = "brought"', False),
+        ('[chat]\nmodel = "other"\npath = "/srv/other.gguf"', False),
+        ("chat = 1", False),
+        ("[chat", False),
+    ],
+)
+def test_a_model_that_the_configuration_names_must_come_with_the_bundle_or_be_there(
+    system: System, configuration: str, refused: bool
+) -> None:
+    """A configuration that cannot be read is for the check with the new version."""
+    models = system.root / "var/lib/edged/models"
+    models.mkdir(parents=True)
+    (models / "any.gguf.json").write_text('{\n  "name": "installed",\n  "kind": "chat"\n}\n')
+    system.config.write_text(configuration)
+    told = system.attempt(FROM_BUNDLE + """echo '{"models": ["brought"]}' >"$unpacked/manifest.json"; check_models""")
+    assert (told.returncode == 1) == refused, told.stderr
+    if refused:
+        assert "names the model other, which is neither installed nor in the bundle" in told.stderr
+        assert "Nothing was changed" in told.stderr
+
+
+def test_the_models_of_a_bundle_need_room_beside_the_version_but_for_those_that_are_there(system: System) -> None:
+    """800 MB are free: enough for a version, and not for that and another 199 MB."""
+    script = (
+        FROM_BUNDLE
+        + """
+    df() { printf 'header\n/dev/x 1 1 819200 1%% /\n'; }
+    truncate -s 199M "$unpacked/models/m-1.gguf"
+    check_service_machine; echo "${missing[*]}"
+    """
+    )
+    assert "900 MB free for the bundle's models" in system.run(script)
+    (system.root / "var/cache/edged/models").mkdir(parents=True, exist_ok=True)
+    cached = system.root / "var/cache/edged/models/m-1.gguf"
+    cached.with_name("m-1.gguf.new").write_bytes(bytes(1 << 20))
+    assert "899 MB free for the bundle's models" in system.run(script)
+    cached.touch()
+    assert system.run(script) == "\n"
+
+
+PULL = FROM_BUNDLE + 'echo model >"$unpacked/models/m-1.gguf"; pull_service_models v\n'
+
+
+def place_edged(system: System, knows: str) -> None:
+    place_program(
+        system.root / "opt/edged/versions/v/bin/edged",
+        f'case "$*" in *--help) echo "{knows}" ;; *) echo "pulled with: $*; cache: $EDGED_CACHE" ;; esac',
+    )
+
+
+def test_the_models_of_a_bundle_are_installed_from_where_it_put_them_and_without_the_network(
+    as_anybody: System,
+) -> None:
+    place_edged(as_anybody, "--offline  Download nothing")
+    said = as_anybody.run(PULL)
+    assert said == f"pulled with: models pull --offline; cache: {as_anybody.root}/var/cache/edged\n"
+    assert (as_anybody.root / "var/cache/edged/models/m-1.gguf").read_text() == "model\n"
+
+
+def test_an_older_edged_is_not_given_an_option_that_it_does_not_know(as_anybody: System) -> None:
+    place_edged(as_anybody, "--json")
+    assert "pulled with: models pull;" in as_anybody.run(PULL)
+
+
+def test_with_the_network_the_configured_cache_is_used(as_anybody: System) -> None:
+    place_edged(as_anybody, "--offline")
+    assert as_anybody.run(PULL.replace("pull_service", "offline=no unpacked=''; pull_service")) == (
+        "pulled with: models pull; cache: \n"
+    )
+
+
+def test_a_model_that_is_there_already_stays_the_one_file_that_it_is(as_anybody: System) -> None:
+    place_edged(as_anybody, "--offline")
+    as_anybody.run(PULL)
+    cached = as_anybody.root / "var/cache/edged/models/m-1.gguf"
+    installed = as_anybody.root / "var/lib/edged/m.gguf"
+    installed.hardlink_to(cached)
+    as_anybody.run(PULL)
+    assert installed.samefile(cached)
+    as_anybody.run(PULL.replace("echo model", "echo another"))
+    assert cached.read_text() == "another\n"
+    assert installed.read_text() == "model\n"
+
+
+def test_of_a_copy_that_fails_or_was_cut_short_nothing_is_left(as_anybody: System) -> None:
+    models = as_anybody.root / "var/cache/edged/models"
+    models.mkdir(parents=True)
+    (models / "cut-short.gguf.new").write_text("half")
+    place_program(as_anybody.root / "bin/dd", 'echo half >"${1#of=}"; exit 1')
+    told = as_anybody.attempt(PULL)
+    assert told.returncode == 1
+    assert "could not copy the bundle's models" in told.stderr
+    assert list(models.iterdir()) == []
+
+
+def test_pip_takes_from_the_bundle_alone_whatever_it_is_configured_to_find(system: System) -> None:
+    elsewhere = system.root / "elsewhere"
+    make_wheel(system.root / "bundle/wheels", "1.0")
+    make_wheel(elsewhere, "2.0")
+    (system.root / "pip.conf").write_text(f"[global]\nfind-links = {elsewhere}\n")
+    installed = system.root / "installed"
+    place_program(system.root / "bin/python", f'exec {sys.executable} "$@" --target {installed}')
+    system.run(
+        FROM_BUNDLE
+        + f"""
+        export PIP_FIND_LINKS={elsewhere} PIP_CONFIG_FILE="$root/pip.conf"
+        run_logged() {{
+            case "$1" in
+                venv) install -D -t "$prefix/versions/v/bin" "$root/bin/python" ;;
+                pip-edged) "${{@:3}}" ;;
+            esac
+        }}
+        mkdir -p "$state"; make_version v
+        """
+    )
+    assert [path.name for path in installed.glob("*.dist-info")] == ["edged-1.0.dist-info"]
+
+
+def make_wheel(folder: Path, version: str) -> None:
+    folder.mkdir(parents=True)
+    about = f"edged-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"edged-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: edged\nVersion: {version}\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+
+
+@pytest.mark.parametrize(
+    ("complaint", "refusal"),
+    [
+        (
+            '"it is cut off"',
+            "it is cut off\n   Nothing was changed. Copy or make it again; it must be signed by the key in",
+        ),
+        ('"it is large" "make room on that disk"', "it is large\n   Nothing was changed. Make room on that disk.\n"),
+        ('"$4 is no key" "name another"', "fleet.pub is no key\n   Nothing was changed. Name another.\n"),
+        ('Traceback 1 2 "MemoryError"', "Traceback\n   Nothing was changed. 1.\n   2\n   MemoryError\n"),
+    ],
+)
+def test_a_bundle_is_refused_with_advice_for_its_case(system: System, complaint: str, refusal: str) -> None:
+    (system.root / "fleet.pub").write_text("")
+    place_program(system.root / "bin/checker", f"printf '%s\\n' {complaint} >&2; exit 1")
+    refused = system.attempt(
+        'prefix="$root/opt" bundle="$root" key=fleet.pub; cd "$root"; find_checker() { echo "$root/bin/checker"; }\n'
+        "open_bundle"
+    )
+    assert refused.returncode == 1
+    assert f"cannot be used: {refusal}" in refused.stderr
+
+
+def test_a_wheel_for_x86_64_has_its_instructions_however_it_is_compiled() -> None:
+    """llama.cpp's own choice depends on the environment, which the cache does not know of."""
+    script = "source scripts/cross-wheel.sh; choose_target amd64; cmake_arguments"
+    done = subprocess.run(["bash", "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    wanted = {f"-DGGML_{name}=ON" for name in ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")}
+    assert {"-DGGML_NATIVE=OFF", *wanted} <= {*done.stdout.split()}
+    assert "ARM" not in done.stdout
+
+
+# --- the rest ----------------------------------------------------------------------------------------
 
 
 def test_modules_that_lie_where_the_installer_is_called_are_not_taken(system: System) -> None:
