@@ -21,10 +21,11 @@ readonly unit_dir="$root/etc/systemd/system"
 readonly probe_user=edged-probe
 readonly store_names=(events.db knowledge.db)
 readonly units=(edged.service edged.socket edged.slice edged-probe.service)
-readonly gpu_drop_in="$unit_dir/edged.service.d/gpu.conf"
+readonly device_drop_in="$unit_dir/edged.service.d/devices.conf"
 readonly command_path="$root/usr/local/bin/edged"
 readonly wrapper_mark="# Made by install-edge.sh: edged with the service's configuration."
 readonly venv_megabytes=700           # one version and the models
+readonly version_megabytes=400        # one version alone
 readonly build_megabytes=1500         # llama.cpp's source, its objects and the tools that build it
 readonly ready_seconds="${EDGED_READY_SECONDS:-900}" # for a start with its models, on a slow board
 readonly answer_seconds=60            # for /health, on a slow board that loads its models
@@ -82,7 +83,7 @@ need_space_for_models() {
     done
     ((bytes > 0)) || return 0
     megabytes=$((bytes / 1048576 + 1))
-    ! on_one_disk "$prefix" "$cache_dir" || megabytes=$((megabytes + venv_megabytes))
+    ! on_one_disk "$prefix" "$cache_dir" || megabytes=$((megabytes + version_megabytes))
     need_space "$cache_dir" "$megabytes" "the bundle's models"
 }
 
@@ -129,18 +130,19 @@ check_offline() {
 
 # A model that an installed configuration names comes with the bundle, or is there: else it would come from the network.
 check_models() {
-    local kind name home cache
+    local kind name home cache advice=()
     [[ -e "$config_file" ]] || return 0
     home="$(said home)" && cache="$(said cache)" || return 0 # the check with the new version says why
-    [[ -z "$unpacked" && -n "$cache" ]] || cache="$cache_dir"
+    home="${home:-~/.local/share/edged}" cache="${cache:-~/.cache/edged}" # config.py's defaults
+    home="${home/#\~/"$data_dir"}" cache="${cache/#\~/"$data_dir"}"
+    [[ ! -x "$prefix/current/bin/edged" ]] || advice=(", or bring the model first:" "edged models import FILE")
     for kind in chat embed; do
         name="$(said "$kind.model")" || return 0
         [[ -n "$name" && -z "$(said "$kind.path")" ]] || continue
         [[ -z "$unpacked" ]] || ! from_bundle models | grep -xF "$name" >/dev/null || continue
-        grep -qsF "\"name\": \"$name\"" "${home:-$data_dir}"/models/*.gguf.json "$cache"/models/*.gguf.json ||
+        grep -qsF "\"name\": \"$name\"" {"$home","$cache","$cache_dir"}/models/*.gguf.json ||
             give_up "$config_file names the model $name, which is neither installed nor in the bundle" \
-                "Nothing was changed. Name a bundle that was made with --model $name, or bring the model first:" \
-                "edged models import FILE"
+                "Nothing was changed. Name a bundle that was made with --model $name${advice[0]:-.}" "${advice[@]:1}"
     done
 }
 
@@ -373,7 +375,7 @@ make_user() {
     install -d -o root -g "$service_user" -m 750 "$config_dir"
     install -d -o "$service_user" -g "$service_user" -m 750 "$data_dir" "$cache_dir"
     make_secret "$config_dir/api-key" "root:$service_user" 640
-    [[ "$(board_name)" != jetson ]] || let_gpu_in
+    let_devices_in
 }
 
 # place FILE OWNER:GROUP MODE: what stands on standard input, all or nothing, whenever the power fails.
@@ -431,11 +433,17 @@ chat_text() {
     printf '[chat]\nmodel = "%s"\n' "$1"
 }
 
-# The unit hides all devices: a Jetson's GPU is reached through some of them.
-let_gpu_in() {
-    mkdir -p "${gpu_drop_in%/*}"
-    printf '# Made by install-edge.sh on a Jetson.\n[Service]\nPrivateDevices=no\nDevicePolicy=auto\nSupplementaryGroups=video\n' |
-        place "$gpu_drop_in" root:root 644
+# The unit hides all devices. A Jetson's GPU is reached through some of them; through one a Raspberry Pi's firmware says
+# whether it slows the processor down.
+let_devices_in() {
+    local settings
+    case "$(board_name)" in
+        jetson) settings='PrivateDevices=no\nDevicePolicy=auto\nSupplementaryGroups=video\n' ;;
+        rpi*) settings='PrivateDevices=no\nDeviceAllow=/dev/vcio\nSupplementaryGroups=video\n' ;;
+        *) return 0 ;;
+    esac
+    mkdir -p "${device_drop_in%/*}"
+    printf '# Made by install-edge.sh for this board.\n[Service]\n%b' "$settings" | place "$device_drop_in" root:root 644
 }
 
 # --- a version ------------------------------------------------------------------------------------------------
@@ -518,7 +526,7 @@ copy_as_edged() {
 }
 
 pull_service_models() {
-    local edged="$prefix/versions/$1/bin/edged" file settings=() options=()
+    local edged="$prefix/versions/$1/bin/edged" file cache settings=() options=()
     [[ ! -d "$cache_dir/models" ]] || # of a run that was cut short
         as_edged find "$cache_dir/models" -maxdepth 1 -type f -name '*.new' -delete
     if [[ -n "$unpacked" && -d "$unpacked/models" ]]; then
@@ -528,16 +536,21 @@ pull_service_models() {
             copy_as_edged "$file" "$cache_dir/models/${file##*/}" ||
                 give_up "could not copy the bundle's models" "$(what_is_left)" "Make room in $cache_dir, then run this again."
         done
-        settings=(env EDGED_CACHE="$cache_dir") # where they are, also where the configuration has another cache
     fi
     [[ "$offline" == no ]] || ! knows_offline "$edged" || options=(--offline)
+    cache="$(said cache)" || cache=""
+    if [[ -n "$unpacked" && "$cache" != "$cache_dir" ]]; then
+        # The bundle's are elsewhere. Only what is not there already is looked for: it would be copied to that disk.
+        ((${#options[@]} == 0)) || ! as_edged "$edged" models pull "${options[@]}" &>/dev/null || return 0
+        settings=(env EDGED_CACHE="$cache_dir")
+    fi
     as_edged "${settings[@]}" "$edged" models pull "${options[@]}" ||
         give_up "could not bring the models" "$(what_is_left)" "Once the cause is mended, run this again."
 }
 
 # An older bundle's edged does not. Without -q: grep would leave, and the pipe fail because the program's reader is gone.
 knows_offline() {
-    as_edged "$1" models pull --help | grep -e --offline >/dev/null
+    as_edged env COLUMNS=200 "$1" models pull --help | grep -e --offline >/dev/null
 }
 
 # The new version reads the configuration that is there, and brings copies of the stores to its schema.
@@ -871,8 +884,8 @@ uninstall_service() {
 remove_program() {
     local unit
     for unit in "${units[@]}"; do rm -f "$unit_dir/$unit"; done
-    rm -f "$gpu_drop_in"
-    rmdir "${gpu_drop_in%/*}" 2>/dev/null || true
+    rm -f "$device_drop_in"
+    rmdir "${device_drop_in%/*}" 2>/dev/null || true
     systemctl daemon-reload
     systemctl stop edged.slice 2>/dev/null || true
     systemctl reset-failed 'edged.*' 2>/dev/null || true

@@ -57,10 +57,10 @@ def reserve(
 ) -> None:
     """Keep services and logins off the chat worker's cores, where hardware.reserve_cores asks for that. Needs root."""
     cores: tuple[int, ...] = ()
+    from edged.hardware import reserve as others
+
     config = None if free else config_of(context)
     if config is None or not config.hardware.reserve_cores:  # also what an earlier run could not give back
-        from edged.hardware import reserve as others
-
         others.free()
     else:
         from edged.hardware import detect
@@ -69,7 +69,7 @@ def reserve(
 
         machine = detect.machine()
         placement = place(machine, wishes(config))
-        reserve_cores(machine, placement)
+        reserve_cores(machine, placement, others.group_of_service())
         cores = placement.reserved
     if as_json:
         say_json({"reserved": list(cores)})

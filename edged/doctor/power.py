@@ -85,7 +85,8 @@ def read_temperatures(device: Device) -> Temperatures:
         if device.read(file) == "critical" and thousandths is not None and thousandths > 0:  # others are not wired up
             name = device.read(file.with_name("type"))
             critical[name] = min(critical.get(name, math.inf), thousandths / 1000)
-    return Temperatures(thermal.read_heat(device.path("sys")), critical, device.config.hardware.throttle_celsius)
+    heat = thermal.read_heat(device.path("sys"), is_guest=thermal.is_guest(device.path("proc/cpuinfo")))
+    return Temperatures(heat, critical, device.config.hardware.throttle_celsius)
 
 
 def judge_temperatures(facts: Temperatures) -> Finding:
@@ -110,19 +111,16 @@ UNDER_VOLTAGE_BEFORE = 1 << 16
 
 
 class Supply(msgspec.Struct, frozen=True):
-    """``alarm`` of the kernel's voltage monitor; ``throttled`` are the bits of ``vcgencmd get_throttled``.
-
-    ``knows_history``: those that tell of the past reach back to the last start.
-    """
+    """``alarm`` of the kernel's voltage monitor; ``throttled`` are the bits of ``vcgencmd get_throttled``."""
 
     alarm: bool | None
     throttled: int | None
-    knows_history: bool = True
 
 
 def read_supply(device: Device) -> Supply:
-    """The driver raspberrypi-hwmon is named rpi_volt. The firmware's bits come by a command, which the group video may
-    use, and from sysfs: there the driver has those of the past cleared every two seconds.
+    """The driver raspberrypi-hwmon is named rpi_volt; the firmware's bits come by a command, for the group video alone.
+
+    Those that some kernels have in sysfs are deprecated, and have their past cleared every two seconds.
     """
     alarms = [
         device.number(folder / "in0_lcrit_alarm")
@@ -130,27 +128,15 @@ def read_supply(device: Device) -> Supply:
         if device.read(folder / "name") == "rpi_volt"
     ]
     known = [alarm for alarm in alarms if alarm is not None]
-    alarm = any(known) if known else None
-    told = _bits(_ask_firmware(device))
-    if told is not None:
-        return Supply(alarm, told)
-    files = device.glob("sys/devices/platform/soc*/*firmware/get_throttled")  # a Pi 5 has soc@107c000000:firmware
-    return Supply(alarm, next((_bits(device.read(file)) for file in files), None), knows_history=False)
+    return Supply(any(known) if known else None, _throttled(device))
 
 
-def _ask_firmware(device: Device) -> str:
-    if device.model.startswith("Raspberry Pi"):
-        with contextlib.suppress(TimeoutError):
-            return device.run(thermal.VCGENCMD) or ""
-    return ""
-
-
-def _bits(said: str) -> int | None:
-    """sysfs has hexadecimal digits alone, the command ``throttled=0x50005``."""
-    try:
-        return int(said.strip().removeprefix("throttled="), 16)
-    except ValueError:
+def _throttled(device: Device) -> int | None:
+    if not device.model.startswith("Raspberry Pi"):
         return None
+    with contextlib.suppress(TimeoutError, ValueError):
+        return int((device.run(thermal.VCGENCMD) or "").strip().removeprefix("throttled="), 16)
+    return None
 
 
 def judge_supply(facts: Supply) -> Finding:
@@ -161,10 +147,9 @@ def judge_supply(facts: Supply) -> Finding:
     if facts.alarm or bits & thermal.UNDER_VOLTAGE_NOW:
         return fail("the supply voltage is too low now: the processor is slowed down, and writes may be lost", fix)
     if bits & UNDER_VOLTAGE_BEFORE:
-        when = "since the last start" if facts.knows_history else "a moment ago"
-        return warn(f"the supply voltage was too low {when}", fix)
+        return warn("the supply voltage was too low since the last start", fix)
     if bits & SLOWED_NOW:
         return warn("the firmware has slowed the processor down", "let it cool: see the line on heat")
-    if facts.knows_history and facts.throttled is not None:
+    if facts.throttled is not None:
         return ok("never too low since the last start")
     return ok("not too low now; what was before needs the group video: sudo vcgencmd get_throttled")

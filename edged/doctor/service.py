@@ -166,11 +166,16 @@ def _judge_loaded(state: Mapping[str, str]) -> Finding:
     return ok(f"{UNIT} is {state.get('ActiveState')}")
 
 
+MANY_RESTARTS = 5
+"""In a start again, so many are no accident: systemd forgets why the last one ended."""
+
+
 def _trouble(state: Mapping[str, str], restarts: int) -> str:
     """Where its starts have no limit, a unit never has failed: it waits between two of them, or starts once more."""
     active, is_well = state.get("ActiveState"), state.get("Result", "success") == "success"
     if active == "failed":
         return "has failed"
-    if state.get("SubState", "").startswith("auto-restart") or (active == "activating" and (restarts or not is_well)):
+    ends_again = restarts >= MANY_RESTARTS or not is_well
+    if state.get("SubState", "").startswith("auto-restart") or (active == "activating" and ends_again):
         return f"ended by itself and is to start again ({restarts} times so far)"
     return ""

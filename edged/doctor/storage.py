@@ -31,16 +31,19 @@ def existing(folder: Path) -> Path:
 
 class Servant(msgspec.Struct, frozen=True):
     """Whom edged runs as: the unit's user, or, without a unit, who looks. ``is_me``: the doctor runs as that user, so
-    what the doctor may not, edged may not.
+    what the doctor may not, edged may not. ``is_given_home``: there is none yet, and systemd makes it.
     """
 
     user: str
     is_me: bool
+    is_given_home: bool = False
 
 
 def read_servant(device: Device) -> Servant:
-    user = systemd.user_of_unit(device)
-    return Servant(_user_name(os.geteuid()), is_me=True) if user is None else Servant(user, systemd.is_me(user))
+    user, home = systemd.user_of_unit(device), device.config.home
+    if user is None:
+        return Servant(_user_name(os.geteuid()), is_me=True)
+    return Servant(user, systemd.is_me(user), not os.path.isdir(home) and systemd.makes(device, home))  # noqa: PTH112
 
 
 def hand_over(folder: str, user: str) -> str:
@@ -147,6 +150,8 @@ def judge_flushes(facts: Flushes) -> Finding:
 
 def _judge_refused(facts: Flushes) -> Finding:
     user = facts.servant.user
+    if facts.servant.is_given_home:
+        return skip(f"{facts.home} is not there yet; systemd makes it at the first start")
     if not facts.servant.is_me:
         return skip(f"{facts.folder} is not writable for this user; run it as edged's: sudo -u {user} edged doctor")
     return fail(f"{user}, whom edged runs as, cannot write to {facts.folder}", hand_over(facts.home, user))
@@ -294,6 +299,8 @@ def _user_name(user: int) -> str:
 
 def judge_permissions(facts: Permissions) -> Finding:
     home, servant = facts.home, facts.servant
+    if servant.is_given_home:
+        return skip("the home is not there yet; systemd makes it at the first start")
     if facts.refusal and servant.is_me and (home is None or home.owner != facts.user):  # of one's own, 'disk' knows why
         return fail(f"{facts.refusal}, and edged runs as {servant.user}", hand_over(facts.place, servant.user))
     if home is None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 from collections.abc import Iterable
+from pathlib import Path
 
 from edged.config import split_listen
 from edged.doctor.device import Device
@@ -23,6 +24,12 @@ def user_of_unit(device: Device) -> str | None:
     """The user whom the service runs as; None where it is not installed."""
     unit = show(device, UNIT, ("LoadState", "User"))
     return (unit.get("User") or "root") if unit.get("LoadState") == "loaded" else None
+
+
+def makes(device: Device, folder: Path) -> bool:
+    """Whether systemd makes the folder when the service starts."""
+    states = show(device, UNIT, ("StateDirectory",)).get("StateDirectory", "").split()
+    return any(folder == Path("/var/lib", name) for name in states)
 
 
 def is_me(user: str) -> bool:

@@ -10,6 +10,7 @@ from edged.hardware.cores import format_list, parse_list, read_online
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 OTHERS: Final = ("system.slice", "user.slice")
+SERVICE: Final = "edged.service"
 RECORD: Final = Path("/run/edged-reserved")
 """Is there while the others are kept off by us, with the cores that they were kept to before; root's, and gone with the
 next boot as the restriction is."""
@@ -56,6 +57,11 @@ def free() -> None:
 def _recorded() -> dict[str, str]:
     """The cores that somebody kept each unit to before we came."""
     return {unit: cores for unit, _, cores in (line.partition(" ") for line in RECORD.read_text().splitlines())}
+
+
+def group_of_service() -> str:
+    """The cgroup in which systemd runs edged, or will."""
+    return "/" + _systemctl("show", "--property=Slice", "--value", SERVICE).strip() + f"/{SERVICE}"
 
 
 def _configured(unit: str) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from edged.hardware.detect import PROC_CPUINFO, cpu_flags
+
 SYSFS = Path("/sys")
 VCGENCMD = ("vcgencmd", "get_throttled")
 VCGENCMD_EVERY_SECONDS = 10.0
@@ -63,9 +65,9 @@ class Firmware(msgspec.Struct, frozen=True):
 
 
 def parse_throttled(text: str) -> Firmware | None:
-    """``throttled=0x50005`` of ``vcgencmd get_throttled``, or ``50005`` of sysfs; None for anything else.
+    """``throttled=0x50005``, as ``vcgencmd get_throttled`` says it; None for anything else.
 
-    Bits 16 and up tell of the past.
+    Bits 16 and up tell of the past. What some kernels have in sysfs is deprecated, and reading it makes them warn.
     """
     try:
         bits = int(text.strip().removeprefix("throttled="), 16)
@@ -76,14 +78,19 @@ def parse_throttled(text: str) -> Firmware | None:
     )
 
 
-def read_heat(sysfs: Path = SYSFS, firmware: Firmware | None = None) -> Heat:
+def is_guest(cpuinfo: Path = PROC_CPUINFO) -> bool:
+    """Whether this is a virtual machine, whose processor's sensors tell nothing: coretemp reads Tjmax there."""
+    return "hypervisor" in cpu_flags(cpuinfo)
+
+
+def read_heat(sysfs: Path = SYSFS, firmware: Firmware | None = None, *, is_guest: bool = False) -> Heat:
     """All that sysfs tells, with what the firmware said.
 
     Sensors that cannot be read are left out, and where some are in the processor or called after it, so are all others:
     a disk or a charger has limits of its own.
     """
     firmware = firmware or Firmware()
-    dies = tuple(_dies(sysfs / "class" / "hwmon"))
+    dies = () if is_guest else tuple(_dies(sysfs / "class" / "hwmon"))
     zones = tuple(_zones(sysfs / "class" / "thermal"))
     processor = tuple(zone for zone in zones if any(word in zone.name.lower() for word in PROCESSOR_ZONES))
     return Heat(
@@ -91,12 +98,6 @@ def read_heat(sysfs: Path = SYSFS, firmware: Firmware | None = None) -> Heat:
         slowed=firmware.slowed or _cooling(sysfs / "class" / "thermal"),
         under_voltage=firmware.under_voltage or _alarm(sysfs / "class" / "hwmon"),
     )
-
-
-def read_firmware(sysfs: Path = SYSFS) -> Firmware | None:
-    """What a Raspberry Pi's kernel heard of the firmware last; None where it does not tell."""
-    told = (_read(file) for file in sysfs.glob("devices/platform/soc*/*firmware/get_throttled"))
-    return next((firmware for firmware in map(parse_throttled, told) if firmware is not None), None)
 
 
 def ask_vcgencmd() -> Firmware | None:
@@ -113,8 +114,7 @@ def ask_vcgencmd() -> Firmware | None:
 class Thermometer:
     """Reads :class:`Heat`, blocking.
 
-    Where the kernel does not tell what the firmware says, that is asked itself, now and then only, as it takes a
-    process; where there is none to ask, not again.
+    The firmware is asked now and then only, as that takes a process; where there is none to ask, not again.
     """
 
     def __init__(
@@ -122,22 +122,24 @@ class Thermometer:
         sysfs: Path = SYSFS,
         ask_firmware: Callable[[], Firmware | None] = ask_vcgencmd,
         clock: Callable[[], float] = time.monotonic,
+        cpuinfo: Path = PROC_CPUINFO,
     ) -> None:
         self._sysfs = sysfs
         self._ask_firmware = ask_firmware
         self._clock = clock
         self._firmware: Firmware | None = Firmware()
         self._ask_at = 0.0
+        self._cpuinfo = cpuinfo
+        self._is_guest: bool | None = None
 
     def read(self) -> Heat:
         """The state now."""
-        told = read_firmware(self._sysfs)
-        if told is not None:
-            return read_heat(self._sysfs, told)
+        if self._is_guest is None:
+            self._is_guest = is_guest(self._cpuinfo)
         if self._firmware is not None and self._clock() >= self._ask_at:
             self._ask_at = self._clock() + VCGENCMD_EVERY_SECONDS
             self._firmware = self._ask_firmware()
-        return read_heat(self._sysfs, self._firmware)
+        return read_heat(self._sysfs, self._firmware, is_guest=self._is_guest)
 
 
 def _zones(folder: Path) -> Iterator[Zone]:

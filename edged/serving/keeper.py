@@ -32,13 +32,12 @@ def wishes(config: Config) -> Wishes:
     )
 
 
-def reserve_cores(machine: Machine, placement: Placement) -> bool:
+def reserve_cores(machine: Machine, placement: Placement, group: str) -> bool:
     """Keep others off the cores that the placement reserves. False where that is so already. Blocks.
 
-    Raises :class:`ConfinementError`.
+    ``group`` is the cgroup that edged is in, or will be. Raises :class:`ConfinementError`.
     """
     cores = frozenset(placement.reserved)
-    group = group_of(os.getpid())
     if any(group.startswith(f"/{unit}/") for unit in reserve.OTHERS):
         raise ConfinementError(f"edged is itself in {group}, and would lose the cores with the others")
     left = (read_online() or {core.number for core in machine.cores}) - cores
@@ -127,8 +126,7 @@ class Keeper:
     async def launched(self, role: Role, pid: int, needed_bytes: int) -> None:
         """A worker's process runs and will need so much memory: confine it before it takes any."""
         self._needed[role] = needed_bytes
-        bounds = self.placement.bounds(role)
-        await asyncio.to_thread(self._confinement.confine, role, pid, bounds)
+        await asyncio.to_thread(lambda: self._confinement.confine(role, pid, self.placement.bounds(role)))
 
     def look(self) -> Look:
         """Compare what is with what was decided, and put it right. Blocks."""
@@ -187,7 +185,7 @@ class Keeper:
 
     def _reserve(self, placement: Placement) -> None:
         try:
-            self._reserved = reserve_cores(self.machine, placement)
+            self._reserved = reserve_cores(self.machine, placement, group_of(os.getpid()))
         except ConfinementError as error:
             self._refusal = error.message
             self._health.set(conditions.CORES_NOT_RESERVED, error.message)

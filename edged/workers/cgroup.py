@@ -150,6 +150,7 @@ class Tree:
             file for file in FILES if _controller(file) in controllers and not (base / LEAF / file).exists()
         )
         self._quotas = {folder: _read_or_empty(folder / "cpu.max") for folder in self._above()}
+        self._stopped_by_plan: dict[Path, int] = {}
 
     @classmethod
     def claim(cls, mount: Path = MOUNT, proc: Path = PROC, write: Write = write_file) -> "Tree":
@@ -212,8 +213,13 @@ class Tree:
 
         Quotas around us that were there when we came are part of the plan, and what they stop does not count.
         """
-        changed = [folder for folder, quota in self._quotas.items() if _read_or_empty(folder / "cpu.max") != quota]
-        return sum(_keyed(each / "cpu.stat").get("nr_throttled", 0) for each in (self._base / name, *changed))
+        stops = _stops(self._base / name)
+        for folder, quota in self._quotas.items():
+            if _read_or_empty(folder / "cpu.max") == quota:
+                self._stopped_by_plan[folder] = _stops(folder)
+            else:
+                stops += _stops(folder) - self._stopped_by_plan.get(folder, 0)
+        return stops
 
     def memory_kills(self, name: str) -> int:
         """Processes of this cgroup that were killed because it was out of memory."""
@@ -299,10 +305,11 @@ class Confinement:
             self._apply(pid, group, bounds)
 
     def confine_anew(self, bounds: Callable[[str], Bounds]) -> None:
-        """Put all there are into what ``bounds`` now says of what they are for."""
-        for pid, (group, _) in self._ours():
+        """Put all there are into what ``bounds`` now says of what they are for; each keeps its own memory limits."""
+        for pid, (group, old) in self._ours():
             name = group.partition("-")[0]
-            self.confine(name, pid, bounds(name))
+            kept = {"memory_high": old.memory_high, "memory_max": old.memory_max}
+            self.confine(name, pid, msgspec.structs.replace(bounds(name), **kept))
 
     def repair(self) -> dict[int, list[Drift]]:
         """By process, what was not as decided; it is again now, but for what cannot be repaired here."""
@@ -425,6 +432,10 @@ def _gone_is_fine() -> Iterator[None]:
 
 def _controller(file: str) -> str:
     return file.partition(".")[0]
+
+
+def _stops(folder: Path) -> int:
+    return _keyed(folder / "cpu.stat").get("nr_throttled", 0)
 
 
 def _keyed(file: Path) -> dict[str, int]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from edged.errors import ConfinementError
@@ -331,6 +332,17 @@ def test_a_quota_that_was_there_at_the_start_is_part_of_the_plan(kernel: Kernel)
         assert confinement.repair() == {}
         (kernel.mount / "edged.slice" / "cpu.stat").write_text("nr_throttled 8\n")
         assert confinement.repair() == {}
+        (kernel.mount / "edged.slice" / "cpu.max").write_text("max 100000\n")  # what it stopped before is not news
+        assert confinement.repair() == {}
+
+
+@needs_two_cores
+def test_on_other_cores_each_process_keeps_the_memory_that_it_was_given(kernel: Kernel, worker: Worker) -> None:
+    confinement, _, group = worker
+    small = msgspec.structs.replace(BOUNDS, cores=CORES[1:2], memory_high=1 << 20, memory_max=2 << 20)
+    confinement.confine_anew(lambda _name: small)
+    assert kernel.read(group, "cpuset.cpus") == str(CORES[1])
+    assert kernel.read(group, "memory.max") == str(128 << 20)
 
 
 def test_a_quota_below_one_core_stops_even_one_thread_and_that_is_no_drift() -> None:

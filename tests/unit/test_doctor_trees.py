@@ -226,13 +226,16 @@ def test_every_check_says_something_of_every_device(device: MakeDevice, tmp_path
             assert check.examine(device(tree, config=config)).what
 
 
-@pytest.mark.parametrize("folder", ["soc/soc:firmware", "soc@107c000000/soc@107c000000:firmware"])
-def test_the_firmware_is_asked_before_sysfs_which_forgets_the_past(device: MakeDevice, folder: str) -> None:
-    pi = {**PI_4, f"sys/devices/platform/{folder}/get_throttled": "0\n"}
-    asked = power.read_supply(device(pi, output={"vcgencmd": "throttled=0x50000\n"}))
-    assert (asked.throttled, asked.knows_history) == (0x50000, True)
-    read = power.read_supply(device(pi))
-    assert (read.throttled, read.knows_history) == (0, False)
+def test_the_firmware_tells_of_the_past_and_the_kernels_alarm_of_now_alone(device: MakeDevice) -> None:
+    assert power.read_supply(device(PI_4, output={"vcgencmd": "throttled=0x50000\n"})).throttled == 0x50000
+    assert power.read_supply(device(PI_4)) == power.Supply(alarm=True, throttled=None)
+
+
+def test_a_virtual_machines_processor_sensor_is_not_believed(device: MakeDevice) -> None:
+    hwmon = "sys/class/hwmon/hwmon0"
+    sensor = {f"{hwmon}/name": "coretemp\n", f"{hwmon}/temp1_input": "100000\n", f"{hwmon}/temp1_crit": "100000\n"}
+    assert finding("heat", device({**sensor, "proc/cpuinfo": "flags : dtherm\n"})).level is Level.WARN
+    assert finding("heat", device({**sensor, "proc/cpuinfo": "flags : dtherm hypervisor\n"})).level is Level.SKIP
 
 
 def test_a_firmware_that_hangs_leaves_the_kernels_alarm(device: MakeDevice) -> None:

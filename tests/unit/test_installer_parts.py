@@ -69,6 +69,20 @@ def test_a_machine_without_a_device_tree_is_its_architecture(board: FakeRoot) ->
     assert board.ask("llama_flags", machine="x86_64") == ""
 
 
+@pytest.mark.parametrize(
+    ("model", "device"),
+    [("Raspberry Pi 5 Model B Rev 1.0\0", "DeviceAllow=/dev/vcio"), ("Orange Pi 5\0", None)],
+)
+def test_a_raspberry_pi_lets_the_service_ask_its_firmware(system: System, model: str, device: str | None) -> None:
+    (system.root / "proc/device-tree").mkdir(parents=True)
+    (system.root / "proc/device-tree/model").write_text(model)
+    system.run("chown() { :; }; let_devices_in")
+    drop_in = system.root / "etc/systemd/system/edged.service.d/devices.conf"
+    assert drop_in.exists() == (device is not None)
+    if device is not None:
+        assert {"PrivateDevices=no", device, "SupplementaryGroups=video"} < set(drop_in.read_text().splitlines())
+
+
 def test_a_jetson_is_built_with_cuda_where_the_compiler_is(board: FakeRoot) -> None:
     board.has("etc/nv_tegra_release", "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
     board.has("proc/device-tree/compatible", "nvidia,p3768-0000+p3767-0005\0nvidia,tegra234\0")
@@ -569,10 +583,10 @@ def test_a_model_that_the_configuration_names_must_come_with_the_bundle_or_be_th
     system: System, configuration: str, refused: bool
 ) -> None:
     """A configuration that cannot be read is for the check with the new version."""
-    models = system.root / "var/lib/edged/models"
+    models = system.root / "home/models"
     models.mkdir(parents=True)
     (models / "any.gguf.json").write_text('{\n  "name": "installed",\n  "kind": "chat"\n}\n')
-    system.config.write_text(configuration)
+    system.config.write_text(f'home = "{system.root}/home"\n{configuration}')
     told = system.attempt(FROM_BUNDLE + """echo '{"models": ["brought"]}' >"$unpacked/manifest.json"; check_models""")
     assert (told.returncode == 1) == refused, told.stderr
     if refused:
@@ -580,13 +594,30 @@ def test_a_model_that_the_configuration_names_must_come_with_the_bundle_or_be_th
         assert "Nothing was changed" in told.stderr
 
 
+@pytest.mark.parametrize(
+    ("folder", "configuration"),
+    [
+        ("var/lib/edged/.local/share/edged", ""),
+        ("var/lib/edged/here", 'home = "~/here"\n'),
+        ("ssd", 'home = "/nowhere"\ncache = "{root}/ssd"\n'),
+        ("var/cache/edged", 'home = "/nowhere"\ncache = "/elsewhere"\n'),
+    ],
+)
+def test_a_model_is_looked_for_wherever_edged_would_find_it(system: System, folder: str, configuration: str) -> None:
+    models = system.root / folder / "models"
+    models.mkdir(parents=True)
+    (models / "any.gguf.json").write_text('{\n  "name": "there"\n}\n')
+    system.config.write_text(configuration.format(root=system.root) + '[chat]\nmodel = "there"')
+    system.run(FROM_BUNDLE + """echo '{"models": ["brought"]}' >"$unpacked/manifest.json"; check_models""")
+
+
 def test_the_models_of_a_bundle_need_room_beside_the_version_but_for_those_that_are_there(system: System) -> None:
-    """800 MB are free: enough for a version, and not for that and another 199 MB."""
+    """800 MB are free: enough for a version with its models, and not for one and 499 MB."""
     script = (
         FROM_BUNDLE
         + """
     df() { printf 'header\n/dev/x 1 1 819200 1%% /\n'; }
-    truncate -s 199M "$unpacked/models/m-1.gguf"
+    truncate -s 499M "$unpacked/models/m-1.gguf"
     check_service_machine; echo "${missing[*]}"
     """
     )
@@ -602,20 +633,34 @@ def test_the_models_of_a_bundle_need_room_beside_the_version_but_for_those_that_
 PULL = FROM_BUNDLE + 'echo model >"$unpacked/models/m-1.gguf"; pull_service_models v\n'
 
 
-def place_edged(system: System, knows: str) -> None:
+def place_edged(system: System, knows: str, *, fails_in: str | None = None) -> None:
+    """An edged that says which options it ``knows``, and finds a model everywhere but in one cache."""
+    fails = "" if fails_in is None else f'[ "$EDGED_CACHE" != "{fails_in}" ] || exit 1; '
     place_program(
         system.root / "opt/edged/versions/v/bin/edged",
-        f'case "$*" in *--help) echo "{knows}" ;; *) echo "pulled with: $*; cache: $EDGED_CACHE" ;; esac',
+        f'case "$*" in *--help) echo "{knows}" ;; *) {fails}echo "pulled with: $*; cache: $EDGED_CACHE" ;; esac',
     )
 
 
 def test_the_models_of_a_bundle_are_installed_from_where_it_put_them_and_without_the_network(
     as_anybody: System,
 ) -> None:
+    cache = as_anybody.root / "var/cache/edged"
+    as_anybody.config.write_text(f'cache = "{cache}"\n')
     place_edged(as_anybody, "--offline  Download nothing")
-    said = as_anybody.run(PULL)
-    assert said == f"pulled with: models pull --offline; cache: {as_anybody.root}/var/cache/edged\n"
-    assert (as_anybody.root / "var/cache/edged/models/m-1.gguf").read_text() == "model\n"
+    assert as_anybody.run(PULL) == "pulled with: models pull --offline; cache: \n"
+    assert (cache / "models/m-1.gguf").read_text() == "model\n"
+
+
+def test_where_the_configuration_has_another_cache_the_bundles_is_used_for_what_is_not_there(
+    as_anybody: System,
+) -> None:
+    as_anybody.config.write_text('cache = "/elsewhere"\n')
+    place_edged(as_anybody, "--offline  Download nothing")
+    assert as_anybody.run(PULL) == ""  # all was there: a copy on the cache's disk would be one too many
+    place_edged(as_anybody, "--offline  Download nothing", fails_in="")
+    cache = as_anybody.root / "var/cache/edged"
+    assert as_anybody.run(PULL) == f"pulled with: models pull --offline; cache: {cache}\n"
 
 
 def test_an_older_edged_is_not_given_an_option_that_it_does_not_know(as_anybody: System) -> None:

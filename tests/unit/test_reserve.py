@@ -14,6 +14,7 @@ from edged.serving import keeper
 from edged.serving.keeper import Keeper
 from tests.sysfs import write
 
+OWN = "/edged.slice/edged.service/daemon"
 SYSTEMCTL = """#!/bin/sh
 [ "$1" = show ] && exec cat {allowed}/"$4"
 echo "$@" >> {log}
@@ -45,7 +46,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemd:
     systemd = Systemd(tmp_path)
     monkeypatch.setenv("PATH", f"{systemd.bin}:{os.environ['PATH']}")
     monkeypatch.setattr(reserve, "RECORD", tmp_path / "reserved")
-    monkeypatch.setattr(keeper, "group_of", lambda _pid: "/edged.slice/edged.service/daemon")
+    monkeypatch.setattr(keeper, "group_of", lambda _pid: OWN)
     return systemd
 
 
@@ -85,13 +86,18 @@ def test_who_was_kept_to_fewer_cores_before_stays_so(systemd: Systemd) -> None:
     ]
 
 
+@pytest.mark.parametrize("group", ["/user.slice/user-0.slice/session-1.scope", "/system.slice/edged.service"])
 def test_an_edged_that_would_lose_the_cores_itself_reserves_none(
-    systemd: Systemd, four_cores: Machine, monkeypatch: pytest.MonkeyPatch
+    systemd: Systemd, four_cores: Machine, group: str
 ) -> None:
-    monkeypatch.setattr(keeper, "group_of", lambda _pid: "/user.slice/user-0.slice/session-1.scope")
-    with pytest.raises(ConfinementError, match=r"edged is itself in /user\.slice"):
-        keeper.reserve_cores(four_cores, place(four_cores, Wishes(reserve_cores=True)))
+    with pytest.raises(ConfinementError, match="edged is itself in"):
+        keeper.reserve_cores(four_cores, place(four_cores, Wishes(reserve_cores=True)), group)
     assert systemd.asked == []
+
+
+def test_by_hand_it_counts_where_the_service_is_and_not_the_shell(systemd: Systemd) -> None:
+    write(systemd.allowed, {reserve.SERVICE: "edged.slice"})
+    assert reserve.group_of_service() == "/edged.slice/edged.service"
 
 
 def test_a_refusal_is_told_in_systemds_words(systemd: Systemd) -> None:
@@ -131,7 +137,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def test_the_chat_workers_cores_are_reserved(systemd: Systemd, four_cores: Machine) -> None:
-    assert keeper.reserve_cores(four_cores, place(four_cores, Wishes(reserve_cores=True)))
+    assert keeper.reserve_cores(four_cores, place(four_cores, Wishes(reserve_cores=True)), OWN)
     assert systemd.asked == orders("3")
 
 
@@ -139,7 +145,7 @@ def test_cores_that_are_reserved_already_are_left_so(
     systemd: Systemd, four_cores: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserve, "is_reserved", lambda _cores: True)
-    assert not keeper.reserve_cores(four_cores, place(four_cores, Wishes(reserve_cores=True)))
+    assert not keeper.reserve_cores(four_cores, place(four_cores, Wishes(reserve_cores=True)), OWN)
     assert systemd.asked == []
 
 
@@ -147,7 +153,7 @@ def test_cores_that_are_reserved_already_are_left_so(
 def test_too_few_cores_are_not_reserved(systemd: Systemd, cores: int, threads: int) -> None:
     machine = Machine.of(cores)
     with pytest.raises(ConfinementError, match="too few cores"):
-        keeper.reserve_cores(machine, place(machine, Wishes(reserve_cores=True, chat_threads=threads)))
+        keeper.reserve_cores(machine, place(machine, Wishes(reserve_cores=True, chat_threads=threads)), OWN)
     assert systemd.asked == []
 
 

@@ -77,7 +77,6 @@ def test_the_supply_monitor_of_a_raspberry_pi_tells_of_under_voltage(tmp_path: P
         ("throttled=0x50005\n", True, True),
         ("throttled=0x2\n", True, False),
         ("throttled=0x80008\n", True, False),
-        ("50005\n", True, True),  # sysfs
     ],
 )
 def test_the_firmwares_bits_of_now_count_and_those_of_the_past_do_not(
@@ -91,11 +90,13 @@ def test_what_is_no_answer_of_the_firmware_says_nothing(answer: str) -> None:
     assert parse_throttled(answer) is None
 
 
-@pytest.mark.parametrize("node", ["soc/soc:firmware", "soc@107c000000/soc@107c000000:firmware"])
-def test_what_the_kernel_knows_of_the_firmware_is_read_and_nobody_asked(tmp_path: Path, node: str) -> None:
-    write(tmp_path, {f"devices/platform/{node}/get_throttled": "50002"})
-    thermometer = Thermometer(tmp_path, lambda: pytest.fail("asked"), lambda: 100.0)
-    assert (thermometer.read().slowed, thermometer.read().under_voltage) == (True, False)
+def test_the_processors_sensor_in_a_virtual_machine_tells_nothing(tmp_path: Path) -> None:
+    sensor: dict[str, str | int] = {"name": "coretemp", "temp1_input": 100_000, "temp1_crit": 100_000}
+    write(tmp_path, {f"class/hwmon/hwmon0/{file}": content for file, content in sensor.items()})
+    write(tmp_path, {"cpuinfo": "flags : sse2 dtherm hypervisor"})
+    assert Thermometer(tmp_path, cpuinfo=tmp_path / "cpuinfo").read().zones == ()
+    write(tmp_path, {"cpuinfo": "flags : sse2 dtherm"})
+    assert len(Thermometer(tmp_path, cpuinfo=tmp_path / "cpuinfo").read().zones) == 1
 
 
 def test_an_intel_processor_says_itself_where_it_slows_down(tmp_path: Path) -> None:
