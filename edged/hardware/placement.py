@@ -3,9 +3,8 @@
 llama.cpp's threads wait for each other at barriers, so a thread without a core of its own, or one that the quota
 stops, stops them all: threads ≤ min(cores, the quota in cores, rounded). The slowest core sets the pace of all, so the
 chat worker computes on the fastest alone, unless there are many more that are not much slower; the embedder and the
-daemon get the rest. On few equal cores all share all
-and weights decide: a question is embedded before its answer is generated and waiting threads sleep, only documents that
-are added meanwhile make the workers compete.
+daemon get the rest. On few equal cores all share all and weights decide: a question is embedded before its answer is
+generated and waiting threads sleep, only documents that are added meanwhile make the workers compete.
 """
 
 import math

@@ -258,6 +258,10 @@ def test_a_worker_gets_a_cgroup_of_its_own_with_all_that_was_decided(kernel: Ker
     assert os.sched_getaffinity(pid) == {CORES[0]}
 
 
+def test_of_every_file_that_is_written_it_is_known_whether_the_kernel_has_it() -> None:
+    assert set(FILES) == limits_of(BOUNDS).keys()
+
+
 def test_what_is_not_limited_says_max(kernel: Kernel) -> None:
     free = Bounds(cores=(0, 1, 2, 5), threads=1, weight=100, nice=0)
     assert limits_of(free)["cpuset.cpus"] == "0-2,5"
