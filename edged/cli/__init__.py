@@ -45,6 +45,7 @@ GROUPS: Mapping[tuple[str, str], Mapping[str, Command]] = {
         "widen": models.widen,
         "verify": models.verify,
         "import": models.import_,
+        "remove": models.remove,
         "activate": rollouts.activate,
         "rollback": rollouts.rollback,
         "status": rollouts.status,

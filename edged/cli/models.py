@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edged.cli.screen import note, progress_bar, say, say_json, say_table, size_text
-from edged.cli.session import Json, catalog_of, config_of, readable
-from edged.errors import EdgedError
+from edged.cli.session import Json, catalog_of, client_of, config_of, readable
+from edged.errors import DaemonUnreachableError, EdgedError, RequestError
 
 if TYPE_CHECKING:
     from edged.config import Config
@@ -139,6 +139,47 @@ def import_(
     model = catalog.import_file(file, name)
     _say_models([model], as_json=as_json)
     _widen_once(config, catalog, model)
+
+
+def remove(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An installed model that is not in use.")],
+    as_json: Json = False,
+) -> None:
+    """Remove a model's files, also from the cache, unless it is configured or in use."""
+    from edged.models.wide import Copies
+
+    config = config_of(context)
+    catalog = catalog_of(config)
+    file = catalog.info(name).path
+    for section in (config.chat, config.embed):
+        if name == section.model if section.path is None else section.path.resolve() == file.resolve():
+            raise RequestError(
+                f"the configuration names {name}", hint="let chat.model or embed.model name another first"
+            )
+    if config.events_db.exists() and (use := _use_of(context, name)):
+        raise RequestError(f"{name} {use}", hint="'edged models activate' brings another into service")
+    freed = catalog.remove(name)
+    Copies(config.wide_dir).drop(name)
+    if as_json:
+        say_json({"model": name, "freed_bytes": freed})
+    else:
+        say(f"removed {name} ({size_text(freed)})")
+
+
+def _use_of(context: typer.Context, name: str) -> str:
+    """What the daemon does with a model, empty if nothing. Only a running one knows what it was told to serve."""
+    try:
+        with client_of(context) as client:
+            body = client.rollouts()
+    except DaemonUnreachableError as error:
+        error.hint = f"which models were activated is known to a running daemon alone; {error.hint}"
+        raise
+    if any(serving is not None and serving.model.rpartition("@")[0] == name for serving in body.serving.values()):
+        return "serves"
+    if any(rollout.outcome is None and rollout.model == name for rollout in body.rollouts):
+        return "is being brought into service"
+    return ""
 
 
 def _say_models(found: Sequence["ModelInfo"], *, as_json: bool) -> None:

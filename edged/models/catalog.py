@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -175,6 +176,25 @@ class Catalog:
                 expected_sha256=None if manifest is None else manifest.sha256,
             )
         return self.info(name)
+
+    def remove(self, name: str) -> int:
+        """Remove a model's files, those in the cache included, also of its earlier contents; the bytes they took.
+
+        A process that has one mapped keeps it to its end. Raises :class:`ModelNotFoundError` where there is none.
+        """
+        target = self.info(name).path
+        digits = "[0-9a-f]" * IDENTITY_LENGTH
+        with self._working(), sources.disk_errors(self._models_dir):
+            found = [target, target.with_name(f"{target.name}.part"), *self._cache_dir.glob(f"{name}-{digits}.gguf")]
+            sizes = {(status.st_dev, status.st_ino): status.st_size for status in map(_status, found) if status}
+            if not sizes:
+                raise ModelNotFoundError(
+                    f"the model '{name}' is not installed", hint="'edged models list' has all", name=name
+                )
+            for file in found:  # the record goes last: without one nobody would find an imported file again
+                file.unlink(missing_ok=True)
+                record_path(file).unlink(missing_ok=True)
+        return sum(sizes.values())
 
     # --- finding ------------------------------------------------------------------------------------
 
@@ -437,6 +457,13 @@ def _link_or_copy(origin: Path, target: Path) -> None:
         target.hardlink_to(origin)
     except OSError:  # another file system, or one without links
         sources.copy_file(origin, target, no_progress)
+
+
+def _status(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except FileNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

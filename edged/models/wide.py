@@ -145,7 +145,7 @@ class Copies:
                 try:
                     sources.require_space(self._directory, size(read_header(file)))
                     trial = _tried([*command, str(file), str(staging), str(threads)], environment)
-                    for former in self._of_its_name(identity):
+                    for former in self._of_name(identity.rpartition("@")[0]):
                         former.unlink()
                     return self._land(identity, staging, trial)
                 finally:
@@ -155,12 +155,18 @@ class Copies:
         """Remove the copies of the model's earlier files: nobody will load them again."""
         if self._directory.exists():
             with sources.disk_errors(self._directory), landing.exclusive(self._directory):
-                for each in self._of_its_name(identity):
+                for each in self._of_name(identity.rpartition("@")[0]):
                     if each.stem != identity:
                         each.unlink()
 
-    def _of_its_name(self, identity: str) -> list[Path]:
-        name = identity.rpartition("@")[0]
+    def drop(self, name: str) -> None:
+        """Remove all copies of a model; a worker that has one goes on."""
+        if self._directory.exists():
+            with sources.disk_errors(self._directory), landing.exclusive(self._directory):
+                for each in self._of_name(name):
+                    each.unlink()
+
+    def _of_name(self, name: str) -> list[Path]:
         return [each for each in self._directory.iterdir() if each.name.rpartition("@")[0] == name]
 
     def _land(self, identity: str, staging: Path, trial: Trial) -> Copied:

@@ -444,6 +444,25 @@ def test_a_pull_checks_an_imported_model_that_is_configured(tmp_path: Path) -> N
         models.pull("mine")
 
 
+def test_a_removed_model_leaves_nothing_in_the_cache_either_and_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(MODEL)
+    models = catalog(tmp_path, FileSource(path=str(tmp_path / "tiny.gguf")))
+    models.pull("tiny")
+    former = tmp_path / "cache" / "tiny-0123456789abcdef.gguf"
+    former.write_bytes(OTHER)
+    models.import_file(tmp_path / "tiny.gguf", "tiny-2")
+    (tmp_path / "cache" / "tiny-2-0123456789abcdef.gguf").write_bytes(OTHER)
+    assert models.remove("tiny") == len(MODEL) + len(OTHER)  # the installed file and the cached one are one
+    assert files_in(tmp_path / "models") == {"tiny-2.gguf", "tiny-2.gguf.json"}
+    assert files_in(tmp_path / "cache") == {"tiny-2-0123456789abcdef.gguf"}
+    with pytest.raises(ModelNotFoundError, match="not installed"):
+        models.remove("tiny")
+    with pytest.raises(ModelNotFoundError, match="no model"):
+        models.remove("other")
+    models.remove("tiny-2")
+    assert [info.name for info in models.available()] == ["tiny"]
+
+
 def test_two_pulls_do_not_meet(tmp_path: Path) -> None:
     models = catalog(tmp_path, FileSource(path="unused"))
     (tmp_path / "models").mkdir()

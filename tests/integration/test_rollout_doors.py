@@ -43,7 +43,10 @@ def http(daemon: DaemonProcess) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def edged(daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch) -> "Cli":
+def edged(daemon: DaemonProcess, home: Path, monkeypatch: pytest.MonkeyPatch) -> "Cli":
+    monkeypatch.setenv("EDGED_HOME", str(home))
+    monkeypatch.setenv("EDGED_CACHE", str(home / "cache"))
+    monkeypatch.setenv("EDGED_CHAT__MODEL", "a")
     monkeypatch.setenv("EDGED_HTTP__LISTEN", f"127.0.0.1:{daemon.port}")
     monkeypatch.delenv("EDGED_CONFIG", raising=False)
     return Cli()
@@ -167,6 +170,22 @@ def test_a_rollback_and_activating_what_serves_are_no_failures(edged: Cli, home:
     back = edged("rollback", "--json")
     assert (back.exit_code, json.loads(back.stdout)["reason"]) == (0, "it served before")
     assert edged("status").stdout.startswith("chat:  b@")
+
+
+def test_a_model_is_removed_once_it_serves_no_more(edged: Cli, daemon: DaemonProcess, home: Path) -> None:
+    assert edged("activate", "b").exit_code == 0
+    refused = edged("remove", "b")
+    assert (refused.exit_code, "b serves" in refused.stderr) == (1, True)
+    assert "the configuration names a" in edged("remove", "a").stderr
+    assert edged("activate", "c").exit_code == 0
+    removed = edged("remove", "b", "--json")
+    assert (removed.exit_code, json.loads(removed.stdout)["model"]) == (0, "b")
+    assert not (home / "models" / "b.gguf").exists()
+    back = edged("rollback")
+    assert (back.exit_code, "there is no model 'b'" in back.stderr) == (1, True)
+    daemon.kill()
+    unknown = edged("remove", "c")
+    assert (unknown.exit_code, "known to a running daemon alone" in unknown.stderr) == (3, True)
 
 
 def test_the_first_model_named_by_a_path_can_be_gone_back_to(edged: Cli) -> None:

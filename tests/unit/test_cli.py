@@ -485,5 +485,11 @@ def test_a_file_that_is_not_there_is_wrong_use_and_one_that_may_not_be_read_is_n
         assert "sudo install -m 644" in result.stderr
 
 
+def test_a_configured_model_is_not_removed_and_one_that_is_not_there_is_named() -> None:
+    refused = edged("models", "remove", "all-minilm-l6-v2")
+    assert (refused.exit_code, "the configuration names all-minilm-l6-v2" in refused.stderr) == (1, True)
+    assert "not installed" in edged("models", "remove", "qwen2.5-0.5b-instruct").stderr
+
+
 def test_verify_without_installed_models_has_nothing_to_do() -> None:
     assert json.loads(edged("models", "verify", "--json").stdout) == []

@@ -128,7 +128,10 @@ def test_the_copy_of_an_earlier_file_goes_also_where_none_is_made_of_the_new_one
     copies.drop_former(IDENTITY)
     assert copies.find(IDENTITY) is not None
     copies.drop_former("m@fedcba9876543210")
+    copies.drop("n")
     assert {each.stem for each in (tmp_path / "wide").iterdir() if "@" in each.name} == {"m@2@0123456789abcdef"}
+    copies.drop("m@2")
+    assert not [each for each in (tmp_path / "wide").iterdir() if "@" in each.name]
 
 
 def test_a_child_that_fails_leaves_nothing_and_says_why(tmp_path: Path, file: Path) -> None:
