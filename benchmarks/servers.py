@@ -182,9 +182,10 @@ def _events(chunks: Sequence[tuple[float, bytes]]) -> list[tuple[float, bytes]]:
 
 
 def in_turn(contenders: Sequence[Contender], number: int) -> Sequence[Contender]:
-    """Who goes first changes from round to round."""
-    start = number % len(contenders)
-    return [*contenders[start:], *contenders[:start]]
+    """Who goes first changes, and whom one comes after: every second round is in reverse."""
+    start = number // 2 % len(contenders)
+    order = [*contenders[start:], *contenders[:start]]
+    return order[::-1] if number % 2 else order
 
 
 def numbered(serial: Iterator[int], prompts: Sequence[str]) -> list[str]:

@@ -93,7 +93,8 @@ def test_reserved_cores_are_judged_by_the_quiet_rate_on_them_and_on_all() -> Non
 
 
 def test_who_goes_first_changes_from_round_to_round() -> None:
-    assert [in_turn("abc", number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+    assert ["".join(in_turn("abc", number)) for number in range(6)] == ["abc", "cba", "bca", "acb", "cab", "bac"]
+    assert ["".join(in_turn("ab", number)) for number in range(4)] == ["ab", "ba", "ba", "ab"]
 
 
 # --- groups ----------------------------------------------------------------------------------------
