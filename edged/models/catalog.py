@@ -3,10 +3,9 @@
 import contextlib
 import difflib
 import hashlib
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -185,16 +184,18 @@ class Catalog:
         target = self.info(name).path
         digits = "[0-9a-f]" * IDENTITY_LENGTH
         with self._working(), sources.disk_errors(self._models_dir):
-            found = [target, target.with_name(f"{target.name}.part"), *self._cache_dir.glob(f"{name}-{digits}.gguf")]
-            sizes = {(status.st_dev, status.st_ino): status.st_size for status in map(_status, found) if status}
-            if not sizes:
+            part = target.with_name(f"{target.name}.part")
+            finished = [target, *self._cache_dir.glob(f"{name}-{digits}.gguf")]
+            taken = _taken_bytes([part, *finished])
+            if not taken:
                 raise ModelNotFoundError(
                     f"the model '{name}' is not installed", hint="'edged models list' has all", name=name
                 )
-            for file in found:  # the record goes last: without one nobody would find an imported file again
+            sources.discard(part)
+            for file in finished:  # the record goes last: without one nobody would find an imported file again
                 file.unlink(missing_ok=True)
                 record_path(file).unlink(missing_ok=True)
-        return sum(sizes.values())
+        return taken
 
     # --- finding ------------------------------------------------------------------------------------
 
@@ -459,11 +460,10 @@ def _link_or_copy(origin: Path, target: Path) -> None:
         sources.copy_file(origin, target, no_progress)
 
 
-def _status(file: Path) -> os.stat_result | None:
-    try:
-        return file.stat()
-    except FileNotFoundError:
-        return None
+def _taken_bytes(files: Iterable[Path]) -> int:
+    """What those that are there take on the disk; of several links to one file it is one."""
+    found = [file.stat() for file in files if file.exists()]
+    return sum({(each.st_dev, each.st_ino): each.st_size for each in found}.values())
 
 
 @contextlib.contextmanager

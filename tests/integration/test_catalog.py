@@ -450,9 +450,10 @@ def test_a_removed_model_leaves_nothing_in_the_cache_either_and_others_stay(tmp_
     models.pull("tiny")
     former = tmp_path / "cache" / "tiny-0123456789abcdef.gguf"
     former.write_bytes(OTHER)
+    (tmp_path / "models" / "tiny.gguf.part").write_bytes(b"half")
     models.import_file(tmp_path / "tiny.gguf", "tiny-2")
     (tmp_path / "cache" / "tiny-2-0123456789abcdef.gguf").write_bytes(OTHER)
-    assert models.remove("tiny") == len(MODEL) + len(OTHER)  # the installed file and the cached one are one
+    assert models.remove("tiny") == len(MODEL + OTHER + b"half")  # the installed file and the cached one are one
     assert files_in(tmp_path / "models") == {"tiny-2.gguf", "tiny-2.gguf.json"}
     assert files_in(tmp_path / "cache") == {"tiny-2-0123456789abcdef.gguf"}
     with pytest.raises(ModelNotFoundError, match="not installed"):
