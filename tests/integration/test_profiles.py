@@ -174,9 +174,11 @@ async def test_a_worker_that_takes_another_process_is_watched_there(tmp_path: Pa
         before = (await profile_with(http, "chat")).workers["chat"].pid
         await http.post("/v1/documents", json={"id": "p7", "text": MANUAL})
         await http.post("/v1/query", json={"query": "When does the relief valve of pump P7 open? kill@request"})
-        while (found := (await profile_with(http, "chat")).workers["chat"].pid) == before:
+        # Its second run takes the next process with it as well: the one that stays is the one to be watched.
+        while (pid := (await http.get("/health")).json()["chat"]["pid"]) in (None, before):
             pass
-        assert found == (await http.get("/health")).json()["chat"]["pid"]
+        while (await profile_with(http, "chat")).workers["chat"].pid != pid:
+            pid = (await http.get("/health")).json()["chat"]["pid"]
 
 
 async def test_without_a_probe_the_daemon_measures_itself_and_goes_up_again_when_it_comes(tmp_path: Path) -> None:
