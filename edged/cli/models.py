@@ -159,8 +159,8 @@ def remove(
             )
     if config.events_db.exists() and (use := _use_of(context, name)):
         raise RequestError(f"{name} {use}", hint="'edged models activate' brings another into service")
+    Copies(config.wide_dir).drop(name)  # first: once the model is gone, this command would not come to it again
     freed = catalog.remove(name)
-    Copies(config.wide_dir).drop(name)
     if as_json:
         say_json({"model": name, "freed_bytes": freed})
     else:
